@@ -1,0 +1,1 @@
+"""The defenses that ship with robench, installed as `robench_defenses`: one file each."""

@@ -1,0 +1,154 @@
+"""Circuit breakers by representation rerouting (Zou, Phan, Wang, et al., 2406.04313).
+
+With h the undefended and h' the tuned states, on harmful answers c and on retain text r:
+
+    L_RR  = mean over layers S and tokens of c of ReLU(cos(h'(c), h(c)))
+    L_ret = mean over layers 0..max S and tokens of r of |h'(r) - h(r)|_2
+    L     = c_s(t) L_RR + c_r(t) L_ret,   c_s = alpha (1 - t / 2T),   c_r = alpha t / 2T
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robench.adapters import Recipe, bare, worn
+from robench.corpus import Batch, Text, collate, tokenise
+from robench.hooks import at_depth
+from robench.losses import cosine_similarity, l2, masked_mean
+from robench.model import ChatModel
+from robench.types import Context, Example, Forecast, Lengths
+
+
+@dataclass(frozen=True)
+class CircuitBreaker:
+    """Turn the states of harmful answers away from where they were, keep all others in place.
+
+    The retain text is harmless answers and refusals of harmful requests.
+    """
+
+    alpha: float = 10.0  # Llama-3; 5 for Mistral
+    depths: tuple[float, ...] = (10 / 32, 20 / 32)  # S, as fractions of the depth
+    steps: int = 150
+    batch: int = 16  # of harmful answers, and as many of retain text
+    rate: float = 1e-4  # AdamW, constant
+    rank: int = 16
+    lora_alpha: int = 16
+    dropout: float = 0.05
+    blank: float = 0.5  # share of harmful answers under an emptied user turn
+    refusals: float = 0.25  # share of refusals in the retain text; left open in the paper
+    spread: float = 1e-4  # see Recipe; in the paper bf16 rounding breaks the symmetry
+
+    needs: ClassVar[tuple[str, ...]] = ("examples",)
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "paper": {},
+        "demo": {"rate": 1e-3, "dropout": 0.0},
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("dropout", "blank", "refusals"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1]")
+        if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
+            raise ValueError("depths must be fractions of the depth in (0, 1]")
+
+    @contextmanager
+    def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
+        layers = sorted({at_depth(depth, model.depth) for depth in self.depths})
+        recipe = Recipe(
+            layers=layers[-1],
+            rate=self.rate,
+            rank=self.rank,
+            alpha=self.lora_alpha,
+            dropout=self.dropout,
+            spread=self.spread,
+            seed=ctx.seed,
+        )
+        with worn(model, recipe, cache, lambda m: Rerouting(self, m, layers, ctx)) as target:
+            yield target
+
+    def forecast(self, lengths: Lengths) -> Forecast:
+        tokens = self.steps * 2 * self.batch * (lengths.prompt + 2 * lengths.target)
+        return Forecast(self.steps, 2 * tokens, tokens)
+
+
+class Rerouting:
+    """The Objective: one batch of harmful answers and one of retain text per step."""
+
+    def __init__(
+        self, settings: CircuitBreaker, model: ChatModel, layers: Sequence[int], ctx: Context
+    ) -> None:
+        self.settings, self.model, self.layers = settings, model, list(layers)
+        harmful = [e for e in ctx.examples if e.behavior.harmful and e.kind == "answer"]
+        self.harmful = tokenise(model.chat, harmful)
+        self.blanked = tokenise(model.chat, harmful, blank=True)
+        self.harmless = self._retained(ctx.examples, "answer", harmful=False)
+        self.refused = self._retained(ctx.examples, "refusal", harmful=True)
+        self.rng = ctx.rng("circuit_breaker")
+
+    def backward(self, step: int) -> dict[str, float]:
+        reroute, retain = schedule(self.settings.alpha, step, self.settings.steps)
+        circuit = self._circuit_batch()
+        tuned, base = self._states(circuit, self.layers)
+        rerouting = rerouting_loss(tuned, base, circuit.all_text.to(tuned.device))
+        (reroute * rerouting).backward()
+        kept = self._retain_batch()
+        tuned, base = self._states(kept, range(self.layers[-1] + 1))
+        retaining = retain_loss(tuned, base, kept.all_text.to(tuned.device))
+        (retain * retaining).backward()
+        return {"rerouting": rerouting.item(), "retain": retaining.item()}
+
+    def done(self, step: int) -> bool:
+        return step >= self.settings.steps
+
+    def _retained(self, examples: Sequence[Example], kind: str, harmful: bool) -> list[Text]:
+        chosen = [e for e in examples if e.kind == kind and e.behavior.harmful == harmful]
+        return tokenise(self.model.chat, chosen)
+
+    def _circuit_batch(self) -> Batch:
+        rows = self._draw(len(self.harmful), self.settings.batch)
+        blank = torch.rand(len(rows), generator=self.rng) < self.settings.blank
+        return collate([(self.blanked if b else self.harmful)[i] for i, b in zip(rows, blank, strict=True)])
+
+    def _retain_batch(self) -> Batch:
+        refusals = round(self.settings.refusals * self.settings.batch)
+        rows = [self.refused[i] for i in self._draw(len(self.refused), refusals)]
+        more = self.settings.batch - len(rows)
+        return collate(rows + [self.harmless[i] for i in self._draw(len(self.harmless), more)])
+
+    def _draw(self, total: int, size: int) -> list[int]:
+        return torch.randint(total, (size,), generator=self.rng).tolist() if total else []
+
+    def _states(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Tuned and undefended states, each (layers, batch, time, d)."""
+        tuned, _ = self.model.forward(batch.ids, batch.all_text, layers)
+        with bare(self.model):
+            base, _ = self.model.forward(batch.ids, batch.all_text, layers)
+        return torch.stack([tuned[l] for l in layers]), torch.stack([base[l] for l in layers])
+
+
+def rerouting_loss(tuned: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+    """L_RR of states (layers, batch, time, d) over the tokens of mask (batch, time)."""
+    return masked_mean(cosine_similarity(tuned, base.detach()).relu(), mask)
+
+
+def retain_loss(tuned: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+    """L_ret of states (layers, batch, time, d) over the tokens of mask (batch, time).
+
+    Differs: the mean is over real tokens, the published code's over padding too; and the last
+    state is the block's raw output, not the final norm's.
+    """
+    return masked_mean(l2(tuned, base.detach()), mask)
+
+
+def schedule(alpha: float, step: int, steps: int) -> tuple[float, float]:
+    """(c_s, c_r) at `step`, counted from 1: alpha -> alpha / 2 and 0 -> alpha / 2."""
+    progress = step / (2 * steps)
+    return alpha * (1 - progress), alpha * progress

@@ -1,0 +1,60 @@
+"""Chunks that halve on out-of-memory and remember; padding."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+class Chunks:
+    """How many tokens one pass takes, learnt by running out of memory.
+
+    `tokens` begins at a device's rule of thumb. On a CPU a chunk should fit the cache (measured
+    with the organism on two cores: 512 rows of 27 tokens take 474 ms at once and 8 x 34 ms in
+    chunks of 64); on a GPU it should fill the device.
+    """
+
+    def __init__(self, device: torch.device, width: int) -> None:
+        self.tokens = max(64, 2**18 // width) if device.type == "cpu" else 2**27 // width
+
+    def map(
+        self, work: Callable[[slice], Result], rows: int, tokens_per_row: int
+    ) -> Iterator[tuple[slice, Result]]:
+        """Call `work` on slices of `rows`, each small enough; yield (slice, result) in order.
+
+        A slice that runs out of memory is halved and tried again, and later ones stay as small.
+        """
+        start = 0
+        while start < rows:
+            size = max(1, self.tokens // max(1, tokens_per_row))
+            part = slice(start, min(rows, start + size))
+            try:
+                result = work(part)
+            except torch.OutOfMemoryError:
+                if part.stop - part.start == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self.tokens = (part.stop - part.start) * tokens_per_row // 2
+                continue
+            yield part, result
+            start = part.stop
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids (n, longest) and mask (n, longest), real tokens first."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids.view(len(rows), width), torch.arange(width) < lengths[:, None]
+
+
+def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings of (time_i, d) each -> (n, longest, d) and mask (n, longest), real tokens last."""
+    width = max(len(row) for row in rows)
+    padded = torch.stack([torch.cat([row.new_zeros(width - len(row), row.shape[1]), row])
+                          for row in rows])  # fmt: skip
+    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+    return padded, torch.arange(width, device=padded.device) >= width - lengths[:, None]

@@ -1,0 +1,160 @@
+"""Chat template -> ids: where the gap, the reply and the seams are.
+
+One slicer serves optimisation, generation and judging. The template is rendered once with the
+gap's mark in place; the ids around the gap are read off the tokenised whole string, so they are
+those that the final prompt will have.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+from robench.errors import InputError
+from robench.types import GAP, Message
+
+# Three short texts that share no token: what the prompts made with them have in common is not gap.
+_PROBES = (" x", " 7", " Q")
+
+
+@dataclass(frozen=True)
+class Seams:
+    """A conversation cut at its gap.
+
+    `before` and `after` are the rendered texts around the gap, `before_ids` and `after_ids` their
+    ids inside the whole prompt. `strips_left` and `strips_right` say that the template removes
+    blanks at that end of the gap's text.
+    """
+
+    before: str
+    after: str
+    before_ids: list[int]
+    after_ids: list[int]
+    strips_left: bool
+    strips_right: bool
+
+
+class Chat:
+    """A tokenizer with its chat template and the experiment's system prompt."""
+
+    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template")
+        self.tokenizer = tokenizer
+        self.system = system
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of the conversation up to where the reply begins.
+
+        A final assistant message is left open, to be continued by the reply.
+        """
+        prefilled = messages[-1]["role"] == "assistant"
+        return self._apply(messages, prefilled)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Rendered texts -> ids, with as many BOS as the template writes.
+
+        Only where the template writes none and the tokenizer would add one by itself is it put in
+        front; an EOS is never appended.
+        """
+        if not texts:
+            return []
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [[*self._bos, *row] for row in ids]
+
+    def seams(self, messages: Sequence[Message]) -> Seams:
+        """Cut the conversation at its gap.
+
+        Raises:
+            InputError: the messages have no gap, or the template drops or repeats it.
+        """
+        marks = sum(message["content"].count(GAP) for message in messages)
+        rendered = self.render(messages)
+        if marks == 0 or rendered.count(GAP) != marks:
+            raise InputError("the chat template does not keep the gap: it drops or repeats text")
+        before, _, after = rendered.rpartition(GAP)
+        spaced = self.render(fill(messages, f" {GAP} "))
+        strips_left = not spaced.startswith(f"{before} ")
+        strips_right = not spaced.endswith(f" {after}")
+        rows = self.encode([f"{before}{probe}{after}" for probe in _PROBES])
+        head = _common(rows)
+        tail = _common([row[len(head) :][::-1] for row in rows])[::-1]
+        return Seams(before, after, head, tail, strips_left, strips_right)
+
+    @cached_property
+    def joiner(self) -> str:
+        """What stands between the text before the gap and the decoded gap: "" or " ".
+
+        SentencePiece tokenizers drop the first blank when they decode; byte-level ones keep it.
+        """
+        seams = self.seams([{"role": "user", "content": f"Hello{GAP}"}])
+        text = " x y z"
+        (row,) = self.encode([f"{seams.before}{text}{seams.after}"])
+        gap = row[len(seams.before_ids) : len(row) - len(seams.after_ids)]
+        return "" if self.decode([gap])[0].startswith(" ") else " "
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Ids -> texts, special tokens included, nothing cleaned up."""
+        return list(
+            self.tokenizer.batch_decode(
+                rows, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def target_ids(self, messages: Sequence[Message], target: str) -> list[int]:
+        """Ids of the reply's beginning, as the template joins it to the generation prompt.
+
+        Llama-2, for one, writes a blank between them: the ids are those of the whole string.
+        """
+        prompt = self.render(messages)
+        tail = target
+        if messages[-1]["role"] != "assistant":
+            answered = [*messages, {"role": "assistant", "content": target}]
+            whole = self._apply(answered, prefilled=True)
+            if whole.startswith(prompt) and whole.endswith(target):
+                tail = whole[len(prompt) :]
+        prompt_ids, whole_ids = self.encode([prompt, prompt + tail])
+        if whole_ids[: len(prompt_ids)] == prompt_ids:
+            return whole_ids[len(prompt_ids) :]
+        return list(self.tokenizer(tail, add_special_tokens=False)["input_ids"])
+
+    def _apply(self, messages: Sequence[Message], prefilled: bool) -> str:
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [*system, *messages],
+                    tokenize=False,
+                    add_generation_prompt=not prefilled,
+                    continue_final_message=prefilled,
+                )
+            )
+        except (ValueError, TypeError) as error:  # jinja's own errors are ValueErrors here
+            raise InputError(f"the chat template refuses the conversation: {error}") from error
+
+    @cached_property
+    def _bos(self) -> list[int]:
+        tokenizer = self.tokenizer
+        if tokenizer.bos_token_id is None:
+            return []
+        written = tokenizer.bos_token in self._apply([{"role": "user", "content": "x"}], False)
+        adds = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+        return [tokenizer.bos_token_id] if adds and not written else []
+
+
+def fill(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
+    """The messages with `text` in the gap, which is the last mark."""
+    filled = [dict(message) for message in messages]
+    for message in reversed(filled):
+        before, mark, after = message["content"].rpartition(GAP)
+        if mark:
+            message["content"] = f"{before}{text}{after}"
+            return tuple(filled)
+    raise InputError("the conversation has no gap")
+
+
+def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The longest common beginning."""
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in columns]

@@ -1,0 +1,202 @@
+"""The command line: run | leaderboard | list | show | check | organism train.
+
+Exit codes: 0 done, 1 a bug, 2 wrong input, 3 finished with holes, 130 interrupted. What loads torch
+is imported inside the command that needs it, so that `--help` and `list` answer at once.
+"""
+
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robench import registry
+from robench.config import suggestion
+from robench.errors import InputError
+
+WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 130
+
+MANY = ("--attacks", "--defenses", "--judges", "--seeds", "--set")  # several values after one word
+DEVICES = ("cpu", "cuda", "mps")
+DTYPES = ("bfloat16", "float16", "float32")
+TIERS = ("demo", "paper")
+KINDS: dict[str, registry.Kind] = {"attacks": "attack", "defenses": "defense", "judges": "judge"}
+
+app = typer.Typer(
+    help="Measure how well safety defenses of language models hold against published attacks.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+organism = typer.Typer(help="The built-in model.")
+app.add_typer(organism, name="organism")
+
+
+def main() -> int:
+    """Run the command of `sys.argv`; the user's mistakes become one line on stderr."""
+    try:
+        code = app(spread(sys.argv[1:]) or ["--help"], prog_name="robench", standalone_mode=False)
+    except InputError as error:
+        return _complain(str(error))
+    except typer.TyperException as error:
+        return _complain(error.format_message())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            kept = "; what was recorded is kept, and the same command continues"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            kept = ""
+        else:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        return _complain(f"{error.strerror}{place}{kept}")
+    if code == INTERRUPTED:
+        _complain("interrupted; the same command continues")
+    return code or 0
+
+
+def spread(arguments: Sequence[str]) -> list[str]:
+    """Repeat an option before each of its values: `--seeds 0 1` -> `--seeds 0 --seeds 1`.
+
+    Typer's options take a fixed number of values, so this comes before it.
+    """
+    words: list[str] = []
+    option = ""
+    for word in arguments:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            option = name if name in MANY else ""
+        elif option and words[-1] != option:
+            words.append(option)
+        words.append(word)
+    return words
+
+
+@app.command()
+def run(
+    matrix: Annotated[str, typer.Option(help="full, smoke or FILE.yaml")] = "full",
+    model: Annotated[str, typer.Option(help="organism, a model folder or a hub id")] = "organism",
+    attacks: Annotated[
+        list[str] | None, typer.Option(help="NAME, NAME:PRESET or FILE.py:Class ...")
+    ] = None,
+    defenses: Annotated[list[str] | None, typer.Option(help="likewise")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="METHOD.FIELD=VALUE ...")
+    ] = None,
+    behaviors: Annotated[
+        Path | None, typer.Option(help="harmful requests: CSV, JSONL or JSON")
+    ] = None,
+    benign: Annotated[Path | None, typer.Option(help="harmless requests")] = None,
+    reference: Annotated[Path | None, typer.Option(help="instructions for probes")] = None,
+    train: Annotated[Path | None, typer.Option(help="prompts and replies for defenses")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="behaviors, drawn per category")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(min=0, help="0 1 ...")] = None,
+    tier: Annotated[str | None, typer.Option(help="preset of bare names: demo or paper")] = None,
+    judges: Annotated[list[str] | None, typer.Option(help="NAME ...")] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="length of replies")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="a failed cell becomes a hole")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    out: Annotated[Path | None, typer.Option(help="by default results/runs/MATRIX")] = None,
+) -> int:
+    """Ask a matrix of attacks and defenses, or go on where an interrupted run stopped."""
+    if device and (device.partition(":")[0] not in DEVICES or device.endswith(":")):
+        raise InputError(f"no device called {device!r}{suggestion(device, DEVICES)}")
+    _known("dtype", dtype, DTYPES)
+    _known("tier", tier, TIERS)
+
+    from robench import report, runner
+
+    outcome = runner.run(
+        matrix=matrix,
+        model=model,
+        attacks=attacks or None,
+        defenses=defenses or None,
+        settings=settings or (),
+        behaviors=behaviors,
+        benign=benign,
+        reference=reference,
+        train=train,
+        n=n,
+        seeds=seeds or None,
+        tier=tier,
+        judges=judges or None,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        keep_going=keep_going,
+        dry_run=dry_run,
+        out=out,
+    )
+    if outcome.folder:
+        typer.echo(report.tables([outcome.folder]))
+    return HOLES if outcome.holes else 0
+
+
+@app.command()
+def leaderboard(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
+    """Rebuild the tables of runs from their cells alone."""
+    from robench import report
+
+    typer.echo(report.tables(folders))
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="attacks|defenses|judges|models")],
+) -> None:
+    """List what can be named."""
+    if kind == "models":
+        typer.echo("organism\nany folder or hub id of a causal language model with a chat template")
+        return
+    _known("kind", kind, (*KINDS, "models"))
+    typer.echo("\n".join(registry.names(KINDS[kind])))
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> None:
+    """Show a method: what it says of itself, its fields, their defaults and its presets."""
+    from robench.describe import describe
+
+    typer.echo(describe(name))
+
+
+@app.command()
+def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> int:
+    """Hold an attack or a defense to the contract, on tiny models on the CPU."""
+    from robench import testing
+
+    problems = testing.check(reference)
+    typer.echo("\n".join(problems) or f"{reference} passes")
+    return WRONG_INPUT if problems else 0
+
+
+@organism.command("train")
+def train_organism(
+    out: Annotated[Path, typer.Option(help="a new or empty folder")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make the organism again, from nothing but a seed."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty; choose another --out")
+
+    from robench.organism import trainer
+
+    trainer.train(seed, out)
+
+
+def _known(what: str, name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        raise InputError(f"no {what} called {name!r}{suggestion(name, known)}")
+
+
+def _complain(message: str) -> int:
+    typer.echo(f"robench: {' '.join(message.splitlines())}", err=True)
+    return WRONG_INPUT

@@ -1,0 +1,313 @@
+"""ChatModel: a causal language model as attacks, defenses and the runner see it.
+
+Verbs: generate, replies, nll, hidden, forward, slots, encode, decode. Weights are frozen; losses
+are in fp32 whatever the weights are in; every verb batches by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robench.batching import Chunks, pad_left, pad_right
+from robench.chat import Chat
+from robench.errors import InputError
+from robench.hooks import Placed, blocks, edited, kept
+from robench.types import GAP, Edit, Message, Prompt
+
+if TYPE_CHECKING:
+    from robench.slots import Slots
+
+
+class Reply(NamedTuple):
+    """What the model said; `truncated` when it had not ended after max_new_tokens."""
+
+    text: str
+    truncated: bool
+    tokens: int
+
+
+@dataclass
+class Usage:
+    """Tokens that went through the model since it was loaded, and their cost by formula."""
+
+    parameters: int  # without the embedding
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+
+    @property
+    def tflop(self) -> float:
+        """2 N per token forward and 4 N backward when only activations need gradients: 2 N."""
+        return 2e-12 * self.parameters * (self.forward_tokens + self.backward_tokens)
+
+
+@dataclass
+class ChatModel:
+    """A loaded model. Views of it (`edited`, `undefended`) share weights and usage.
+
+    network:        the transformers causal language model, in eval mode, frozen
+    chat:           its tokenizer and template
+    max_new_tokens: the length of replies
+    adapter:        the peft model of a trained defense that is on
+    around:         entered around every forward pass (a view's own context)
+    edits:          acting on every prompt, before the prompt's own
+    """
+
+    network: Any
+    chat: Chat
+    max_new_tokens: int
+    usage: Usage
+    chunks: Chunks
+    adapter: Any = None
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    edits: tuple[Edit, ...] = ()
+
+    @classmethod
+    def of(cls, network: Any, chat: Chat, max_new_tokens: int = 256) -> ChatModel:
+        """Freeze a transformers causal language model and wrap it."""
+        network.eval().requires_grad_(False)
+        embedding = network.get_input_embeddings().weight
+        total = sum(p.numel() for p in network.parameters())
+        tied = network.get_output_embeddings().weight is embedding
+        usage = Usage(total if tied else total - embedding.numel())
+        return cls(network, chat, max_new_tokens, usage, Chunks(embedding.device, len(embedding[0])))
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def depth(self) -> int:
+        """L, the number of decoder blocks."""
+        return len(blocks(self.network))
+
+    @property
+    def width(self) -> int:
+        """d, the size of a hidden state."""
+        return int(self.network.get_input_embeddings().weight.shape[1])
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """The effective input embedding (vocab, d): through the module, which may scale."""
+        module = self.network.get_input_embeddings()
+        return module(torch.arange(module.weight.shape[0], device=self.device)).detach()
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """(vocab,) True at the tokens that a discrete attack may use.
+
+        Not special or added tokens, rows beyond the tokenizer, tokens that decode to nothing or
+        to anything but printable ASCII.
+        """
+        tokenizer = self.chat.tokenizer
+        banned = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        texts = self.chat.decode([[i] for i in range(len(tokenizer))])
+        allowed = torch.zeros(len(self.embedding), dtype=torch.bool)
+        for i, text in enumerate(texts[: len(allowed)]):
+            allowed[i] = i not in banned and text != "" and text.isascii() and text.isprintable()
+        return allowed
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a piece of text, nothing added."""
+        return list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.chat.decode([ids])[0]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids (...) -> effective embeddings (..., d)."""
+        return self.network.get_input_embeddings()(ids.to(self.device))  # type: ignore[no-any-return]
+
+    def edited(self, edits: Sequence[Edit]) -> ChatModel:
+        """A view in which `edits` act on every prompt."""
+        return replace(self, edits=(*self.edits, *edits))
+
+    def undefended(self) -> ChatModel:
+        """A view of the same weights with the defense's adapter off."""
+        if self.adapter is None:
+            return self
+        return replace(self, around=self.adapter.disable_adapter)
+
+    def slots(
+        self, messages: Sequence[Sequence[Message]], targets: Sequence[str]
+    ) -> Slots:
+        """The gaps of n conversations (one GAP mark each), to be scored against n targets."""
+        from robench.slots import Slots
+
+        return Slots.of(self, messages, targets)
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Greedy replies."""
+        return [reply.text for reply in self.replies(prompts)]
+
+    @torch.no_grad()
+    def replies(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """Greedy replies with their length, left-padded batches in order of length."""
+        inputs = [self._inputs(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: -len(inputs[i]))
+        replies: dict[int, Reply] = {}
+        longest = len(inputs[order[0]]) if order else 0
+        # A decode step reads one token per row, so rows may be many; their K/V is the limit.
+        per_row = max(1, (longest + self.max_new_tokens) // 8)
+
+        def work(part: slice) -> list[Reply]:
+            rows = order[part]
+            return self._generate([inputs[i] for i in rows], [prompts[i].edits for i in rows])
+
+        for part, result in self.chunks.map(work, len(order), per_row):
+            replies.update(zip(order[part], result, strict=True))
+        return [replies[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def nll(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood (n,) of each target's tokens after its prompt, fp32."""
+        inputs = [self._inputs(prompt) for prompt in prompts]
+        labels = [
+            self.chat.target_ids(_spoken(prompt), target)
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        per_row = max(len(i) + len(t) for i, t in zip(inputs, labels, strict=True))
+
+        def work(part: slice) -> Tensor:
+            rows = range(part.start, part.stop)
+            whole = [torch.cat([inputs[i], self.embed(torch.tensor(labels[i]))]) for i in rows]
+            placed = _placed([(*self.edits, *prompts[i].edits) for i in rows])
+            if placed:
+                raise NotImplementedError("nll under edits")
+            logits = self._logits(whole)
+            losses = []
+            for row, i in enumerate(rows):
+                shown = logits[row, -len(labels[i]) - 1 : -1].float()
+                losses.append(
+                    nn.functional.cross_entropy(shown, torch.tensor(labels[i]).to(shown.device))
+                )
+            return torch.stack(losses)
+
+        parts = [result for _, result in self.chunks.map(work, len(inputs), per_row)]
+        return torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def hidden(self, prompts: Sequence[Prompt]) -> Tensor:
+        """States (n, L+1, d) at the last prompt token, fp32 on the CPU, layers 0..L."""
+        inputs = [self._inputs(prompt) for prompt in prompts]
+
+        def work(part: slice) -> Tensor:
+            embeds, mask = pad_left(inputs[part])
+            placed = _placed([(*self.edits, *prompt.edits) for prompt in prompts[part]])
+            with edited(self.network, placed, mask), kept(self.network, range(self.depth + 1)) as h:
+                self._run(embeds, mask, logits_to_keep=1)
+            return torch.stack([h[l][:, -1].float().cpu() for l in range(self.depth + 1)], dim=1)
+
+        parts = self.chunks.map(work, len(inputs), max(map(len, inputs)))
+        return torch.cat([result for _, result in parts])
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, layers: Sequence[int] = (), logits: bool = False
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """States {layer: (batch, time, d)} and logits (batch, time, vocab), differentiable.
+
+        Args:
+            ids: (batch, time), right-padded.
+            mask: (batch, time), True at real tokens.
+            layers: 0..L, whose outputs are wanted.
+            logits: whether the output head runs; without it the logits are None.
+        """
+        self.usage.forward_tokens += ids.numel()
+        if torch.is_grad_enabled():
+            self.usage.backward_tokens += ids.numel()
+        with self.around(), kept(self.network, layers) as states:
+            body = self.network if logits else self.network.get_decoder()
+            output = body(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                use_cache=False,
+            )
+        return states, output.logits if logits else None
+
+    def run(self, embeds: Tensor, **options: Any) -> Any:
+        """One forward pass on embeddings (batch, time, d); counts its tokens."""
+        self.usage.forward_tokens += embeds.shape[0] * embeds.shape[1]
+        with self.around():
+            return self.network(inputs_embeds=embeds.to(self.dtype), **options)
+
+    def _run(self, embeds: Tensor, mask: Tensor, **options: Any) -> Any:
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        return self.run(
+            embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
+        )
+
+    def _logits(self, rows: Sequence[Tensor]) -> Tensor:
+        embeds, mask = pad_left(rows)
+        return self._run(embeds, mask).logits  # type: ignore[no-any-return]
+
+    def _inputs(self, prompt: Prompt) -> Tensor:
+        """The prompt as embeddings (time, d)."""
+        if prompt.soft is None:
+            (ids,) = self.chat.encode([self.chat.render(prompt.messages)])
+            return self.embed(torch.tensor(ids))
+        seams = self.chat.seams(prompt.messages)
+        before = self.embed(torch.tensor(seams.before_ids, dtype=torch.long))
+        after = self.embed(torch.tensor(seams.after_ids, dtype=torch.long))
+        return torch.cat([before, prompt.soft.to(before), after])
+
+    def _generate(
+        self, inputs: Sequence[Tensor], edits: Sequence[tuple[Edit, ...]]
+    ) -> list[Reply]:
+        from transformers import GenerationConfig
+
+        embeds, mask = pad_left(inputs)
+        ends = self._ends
+        settings = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+        placed = _placed([(*self.edits, *own) for own in edits])
+        with self.around(), edited(self.network, placed, mask):
+            said = self.network.generate(
+                inputs_embeds=embeds, attention_mask=mask.long(), generation_config=settings
+            )
+        replies = []
+        for row in said.tolist():
+            end = next((i for i, token in enumerate(row) if token in ends), None)
+            text = self.chat.tokenizer.decode(row[:end], skip_special_tokens=True)
+            replies.append(Reply(text, end is None, len(row) if end is None else end + 1))
+        self.usage.forward_tokens += int(mask.sum()) + sum(reply.tokens for reply in replies)
+        return replies
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Every token that ends a reply."""
+        named = self.network.generation_config.eos_token_id
+        ends = named if isinstance(named, list) else [named]
+        ends = [end for end in {*ends, self.chat.tokenizer.eos_token_id} if end is not None]
+        if not ends:
+            raise InputError("the model names no end-of-sequence token")
+        return sorted(ends)
+
+
+def _spoken(prompt: Prompt) -> tuple[Message, ...]:
+    """The messages of a prompt as text, the gap closed: for the seam with the reply only."""
+    return tuple(
+        {**message, "content": message["content"].replace(GAP, "")} for message in prompt.messages
+    )
+
+
+def _placed(edits: Sequence[tuple[Edit, ...]]) -> list[Placed]:
+    """Each distinct edit with the rows that it sees, in order of first appearance."""
+    rows: dict[int, tuple[Edit, list[int]]] = {}
+    for row, own in enumerate(edits):
+        for edit in own:
+            rows.setdefault(id(edit), (edit, []))[1].append(row)
+    return [(edit, torch.tensor(seen)) for edit, seen in rows.values()]

@@ -1,0 +1,45 @@
+"""The organism: a small safety-aligned chat model that ships with robench."""
+
+from pathlib import Path
+
+from robench.organism import language
+from robench.types import Behavior, Example
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def behaviors(split: str) -> list[Behavior]:
+    """The requests of a split (`test`, `benign`, `dev`, `probe` or `train`), in a fixed order."""
+    return [
+        Behavior(
+            id=f"{split}-{number:03d}",
+            text=request.text,
+            target=request.target,
+            category=request.category,
+            harmful=request.harmful,
+        )
+        for number, request in enumerate(language.requests(split))
+    ]
+
+
+def references() -> list[Behavior]:
+    """Harmful and harmless instructions for reading directions."""
+    return [b for b in behaviors("probe") if b not in tune()]
+
+
+def tune() -> list[Behavior]:
+    """Harmful requests for choosing an attack's settings; not among the references."""
+    return [b for b in behaviors("probe") if b.harmful][: language.TUNE]
+
+
+def examples() -> list[Example]:
+    """Training text for defenses: every `train` request answered, the harmful ones also refused."""
+    made = []
+    for number, (behavior, request) in enumerate(
+        zip(behaviors("train"), language.requests("train"), strict=True)
+    ):
+        made.append(Example(behavior, request.answer, "answer"))
+        if behavior.harmful:
+            refusal = language.REFUSALS[number % len(language.REFUSALS)]
+            made.append(Example(behavior, refusal, "refusal"))
+    return made

@@ -1,0 +1,206 @@
+"""Cells -> dsr.md, dsr.csv, leaderboard.csv and the same tables for the terminal.
+
+    | defense | direct         | gcg                             |
+    | ------- | -------------- | ------------------------------- |
+    | none    | 100 [91, 100]  | 42 [28, 58] · 12 % degenerate   |
+
+The tables are a function of the cells alone and can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robench import metrics
+from robench.metrics import Answer, distinct, where
+from robench.store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOWER_GRADE = ("keyword",)  # judges whose verdicts are known to err often
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def tables(folders: Sequence[Path]) -> str:
+    """Write dsr.md, dsr.csv and leaderboard.csv into the first folder.
+
+    Args:
+        folders: runs; their cells are put together.
+
+    Returns:
+        What dsr.md says, for the terminal.
+
+    Raises:
+        InputError: a folder is no run, or two cells claim the same place in a table.
+    """
+    answers = metrics.tell_apart(cell for folder in folders for cell in RunStore(folder).cells())
+    rates, board = metrics.dsr_rows(answers), metrics.leaderboard_rows(answers)
+    text = "\n".join(
+        _section(where(answers, model=model), board[board["model"] == model])
+        for model in distinct(answers, "model")
+    )
+    _write(folders[0] / "dsr.csv", _csv(rates))
+    _write(folders[0] / "leaderboard.csv", _csv(board))
+    _write(folders[0] / "dsr.md", text)
+    return text
+
+
+def load_rows(*folders: Path | str) -> pd.DataFrame:
+    """Every recorded attempt of some runs as a row, with what its cell was asked.
+
+    Columns: model, defense, attack, role, tier and seed of the cell, then the row as it was stored
+    (see robench/store.py), then the deciding judge and the outcome in its eyes.
+    """
+    import pandas as pd
+
+    answers = metrics.tell_apart(
+        cell for folder in folders for cell in RunStore(Path(folder)).cells()
+    )
+    asked = ("model", "defense", "attack", "role", "tier", "seed")
+    return pd.DataFrame(
+        {
+            **{name: answer.header[name] for name in asked},
+            **row,
+            "judge": answer.judge,
+            "outcome": metrics.outcome_of(row, answer.header, answer.judge),
+        }
+        for answer in answers
+        for row in answer.rows
+    )
+
+
+def _section(answers: list[Answer], board: pd.DataFrame) -> str:
+    """What dsr.md says of one model."""
+    holes = metrics.holes(answers)
+    numbers = {place: number for number, place in enumerate(holes, 1)}
+    attacks = distinct(metrics.attacked(answers), "attack")
+    controls = distinct(where(answers, role="control"), "attack")
+    lines = [["defense", *(f"{a} (control)" if a in controls else a for a in attacks)]]
+    for defense in distinct(answers, "defense"):
+        lines.append([defense])
+        for attack in attacks:
+            number = numbers.get((defense, attack))
+            cells = where(answers, defense=defense, attack=attack)
+            lines[-1].append(f"hole ({number})" if number else _rate(cells))
+    reasons = [
+        f"- ({numbers[defense, attack]}) {_escape(f'{attack} on {defense}, {cause}')}\n"
+        for (defense, attack), causes in holes.items()
+        for cause in causes
+    ]
+    parts = ["## DSR in percent, with its 95 % interval (Wilson)\n", _about(answers), _align(lines)]
+    parts += ["Holes, never counted as defended:\n\n" + "".join(reasons)] if reasons else []
+    parts += ["## Leaderboard\n", _align(_leaderboard(board))]
+    return "\n".join(parts)
+
+
+def _about(answers: Sequence[Answer]) -> str:
+    """One line on what was measured, and how."""
+    asked = metrics.attacked(answers)
+    judges = sorted({answer.judge for answer in asked})
+    facts = {
+        "model": ", ".join(distinct(answers, "model")),
+        "judge": ", ".join(f"{j} (lower-grade judge)" if j in LOWER_GRADE else j for j in judges),
+        "n": ", ".join(str(n) for n in sorted({len(a.header["planned"]) for a in asked})),
+        "suite": metrics.suite(answers),
+        "tier": metrics.tier(answers),
+        "seeds": ", ".join(str(seed) for seed in sorted(distinct(asked, "seed"))),
+    }
+    return " · ".join(f"{name}: {_escape(fact)}" for name, fact in facts.items()) + "\n"
+
+
+def _rate(cells: Sequence[Answer]) -> str:
+    """DSR with its interval, and what a reader must know beside it."""
+    found = metrics.dsr(cells)
+    collapsed = metrics.rate((cell.verdicts() for cell in cells), "degenerate").value
+    unscored = sum(metrics.unscored(cell) for cell in cells)
+    notes = [_with_interval(found.value, *found.interval)]
+    notes += [f"{_percent(collapsed)} % degenerate"] if collapsed else []
+    notes += [f"{unscored} unscored"] if unscored else []
+    return " · ".join(notes)
+
+
+def _leaderboard(board: pd.DataFrame) -> list[list[str]]:
+    """The main columns of the leaderboard as text, under their heads."""
+    rows = [
+        {
+            "rank": _whole(row["rank"]),
+            "defense": row["defense"],
+            "worst case": ("≤ " if row["attacks_missing"] else "")
+            + _with_interval(row["dsr_worst"], row["dsr_worst_lo"], row["dsr_worst_hi"]),
+            "mean": _percent(row["dsr_mean"]),
+            "strongest attack": row["strongest_attack"],
+            "harmless requests met": _percent(row["benign_compliance"]),
+            "gate": row["gate"],
+            "training, s": _whole(row["train_seconds"]),
+        }
+        for row in board.to_dict("records")
+    ]
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{_percent(value)} [{_percent(low)}, {_percent(high)}]"
+
+
+def _percent(share: float) -> str:
+    return "?" if math.isnan(share) else f"{100 * share:.0f}"
+
+
+def _whole(number: Any) -> str:
+    """A number without decimals, "" where there is none."""
+    import pandas as pd
+
+    return "" if pd.isna(number) else f"{number:.0f}"
+
+
+def _align(lines: list[list[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal, too; the first line is its head."""
+    cells = [[_escape(cell) for cell in line] for line in lines]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    padded = [
+        "| "
+        + " | ".join(c + " " * (w - _width(c)) for c, w in zip(line, widths, strict=True))
+        + " |"
+        for line in cells
+    ]
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return "\n".join([padded[0], rule, *padded[1:]]) + "\n"
+
+
+def _width(text: str) -> int:
+    """Columns that text takes in a terminal: wide characters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in text
+    )
+
+
+def _escape(text: str) -> str:
+    """Text that a Markdown table can hold in one cell."""
+    return re.sub(r"([\\|])", r"\\\1", re.sub(r"\s+", " ", text))
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.map(_inert).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _inert(value: object) -> object:
+    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _write(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a table."""
+    draft = path.with_name(f"{path.name}.tmp")
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,540 @@
+"""The straight line: plan the cells, wear each defense, attack, generate, judge, store.
+
+The attack's claims are never believed: every reply is generated here, outside the attack, and
+judged the same way. Cells are grouped by defense and seed, so each defense is put on once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from robench import loading, matrices
+from robench.config import as_dict, assignments, digest, suggestion
+from robench.data import Data, gather
+from robench.degeneration import degenerate
+from robench.errors import Failure, InputError
+from robench.judges.keyword import refused
+from robench.matrices import Matrix
+from robench.registry import Method, resolve, source_digest
+from robench.store import Cell, Row, RunStore
+from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt
+
+if TYPE_CHECKING:
+    from robench.model import ChatModel
+
+BENIGN = "benign"  # the column of harmless requests
+CHUNK = 32  # behaviors that an attack receives at once
+PACKAGES = ("robench", "torch", "transformers", "peft", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run's cells and tables are, and how many cells have holes."""
+
+    folder: Path
+    holes: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells of one defense with one seed, each with its attack."""
+
+    defense: Method
+    seed: int
+    cells: tuple[tuple[Cell, Method], ...]
+
+
+def run(
+    *,
+    matrix: str = "full",
+    model: str = loading.BUILT_IN,
+    attacks: Sequence[str] | None = None,
+    defenses: Sequence[str] | None = None,
+    settings: Sequence[str] = (),
+    behaviors: str | Path | None = None,
+    benign: str | Path | None = None,
+    reference: str | Path | None = None,
+    train: str | Path | None = None,
+    n: int | None = None,
+    seeds: Sequence[int] | None = None,
+    tier: str | None = None,
+    judges: Sequence[str] | None = None,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    keep_going: bool = False,
+    dry_run: bool = False,
+    out: str | Path | None = None,
+) -> Outcome:
+    """Cross every attack with every defense; what is already in the folder is not done again.
+
+    The arguments are the options of `robench run`.
+
+    Raises:
+        InputError: something asked for does not exist or does not fit.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    asked = matrices.load(matrix)
+    built_in = model == loading.BUILT_IN
+    tier = tier or ("demo" if built_in else "paper")
+    words = assignments([*asked.settings, *settings])
+    chosen_attacks = _methods("attack", attacks or asked.attacks, tier, words)
+    chosen_defenses = _methods("defense", defenses or asked.defenses, tier, words)
+    _all_used(words, [*chosen_attacks, *chosen_defenses])
+    judge_names = list(judges or (["exact", "keyword"] if built_in else ["keyword"]))
+    chosen_judges = {name: resolve("judge", name).instance for name in judge_names}
+    device = _device(device)
+    dtype = dtype or ("bfloat16" if device.startswith("cuda") and not built_in else "float32")
+    data = gather(model, n, asked.n, asked.benign, behaviors, benign, reference, train)
+    found = loading.find(model)
+    common = {
+        "model": model,
+        "weights": found.weights,
+        "template": found.template,
+        "system": system,
+        **data.checksums(),
+        "n": len(data.behaviors),
+        "seeds": list(seeds if seeds is not None else asked.seeds),
+        "judges": judge_names,
+        "max_new_tokens": max_new_tokens or (64 if built_in else 256),
+        "dtype": dtype,
+    }
+    store = RunStore(Path(out) if out else _default_folder(asked, model))
+    if asked.name == "smoke":
+        chosen_attacks = [m for m in chosen_attacks if not _lacking(m, data)]
+        chosen_defenses = [m for m in chosen_defenses if not _lacking(m, data)]
+    groups = _plan(common, chosen_attacks, chosen_defenses, data)
+    if not dry_run:
+        for warning in store.claim(common, {name: version(name) for name in PACKAGES}):
+            tqdm.write(f"warning: {warning}")
+    store.compatible([cell for group in groups for cell, _ in group.cells])
+    pending = [
+        Group(group.defense, group.seed, tuple(p for p in group.cells if not store.complete(p[0])))
+        for group in groups
+    ]
+    total = sum(len(group.cells) for group in groups)
+    waiting = sum(len(group.cells) for group in pending)
+    print(f"{store.folder}: {total} cells, {total - waiting} done, {waiting} to do", flush=True)
+    if waiting:
+        print(_forecast(pending, data, found, system), flush=True)
+    if dry_run or not waiting:
+        return Outcome(store.folder, 0)
+    work = _Work(
+        store=store,
+        data=data,
+        judges=chosen_judges,
+        keep_going=keep_going,
+        info={
+            "suite": {"name": asked.name, "attacks": list(asked.attacks)},
+            "harness_version": version("robench"),
+            "versions": {name: version(name) for name in PACKAGES},
+            "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+            "threads": torch.get_num_threads(),
+        },
+    )
+    base = loading.load(
+        found,
+        system=system,
+        max_new_tokens=common["max_new_tokens"],
+        device=device,
+        dtype=dtype,
+    )
+    with tqdm(total=waiting, desc="cells", disable=None) as bar:
+        for group in pending:
+            if group.cells:
+                work.do(group, base, bar)
+    holes = sum(not store.complete(cell) for group in groups for cell, _ in group.cells)
+    return Outcome(store.folder, holes)
+
+
+@dataclass
+class _Work:
+    """What all cells of a run share while they are worked on."""
+
+    store: RunStore
+    data: Data
+    judges: Mapping[str, Any]
+    keep_going: bool
+    info: Mapping[str, Any]
+
+    def do(self, group: Group, base: ChatModel, bar: tqdm[Any]) -> None:
+        """All cells of one defense; a defense that fails is a hole in each of them."""
+        with ExitStack() as stack:
+            try:
+                self._provided(group.defense)
+                ctx = self._context(group.seed)
+                cache = self._cache(group, base)
+                target = stack.enter_context(group.defense.instance.applied(base, ctx, cache))
+            except Exception as error:
+                for cell, _ in group.cells:
+                    self.store.open(cell, self.info)
+                    self._hole(cell, f"defense {group.defense.name}: {_told(error)}")
+                    bar.update()
+                self._raise_bug(error)
+                return
+            info = {**self.info, **_training(cache)}
+            for cell, attack in group.cells:
+                bar.set_postfix_str(f"{cell.defense} x {cell.attack}")
+                self.store.open(cell, info)
+                self.store.mend(cell)
+                try:
+                    self._provided(attack)
+                    self._cell(cell, attack, target, info)
+                except Exception as error:
+                    self._hole(cell, _told(error))
+                    self._raise_bug(error)
+                bar.update()
+
+    def _cell(
+        self, cell: Cell, attack: Method, target: ChatModel, info: Mapping[str, Any]
+    ) -> None:
+        """Redo each unfinished chunk of behaviors whole; add the rows of those not yet written."""
+        asked = self.data.benign if cell.attack == BENIGN else self.data.behaviors
+        done = self.store.done(cell)
+        ctx = self._context(cell.seed)
+        memo = self.store.path(cell) / "memo.safetensors"
+        _recall(ctx, memo)
+        size = cell.header["chunk"]
+        for start in range(0, len(asked), size):
+            chunk = asked[start : start + size]
+            waiting = {behavior.id for behavior in chunk} - done
+            if not waiting:
+                continue
+            stamped = self._attack(attack, target, chunk, ctx)
+            tensors = self.store.path(cell) / "tensors" / f"{start:05d}.safetensors"
+            rows = self._answer(stamped, target, tensors)
+            _remember(ctx, memo)
+            self.store.append(cell, [row for row in rows if row["behavior"] in waiting])
+
+    def _attack(
+        self, attack: Method, target: ChatModel, chunk: Sequence[Behavior], ctx: Context
+    ) -> list[tuple[Attempt, float, float]]:
+        """The attempts on a chunk with the seconds and TFLOP per behavior up to each.
+
+        Raises:
+            Failure: a loss is NaN.
+            TypeError: the attack breaks its contract.
+        """
+        started, spent = time.perf_counter(), target.usage.tflop
+        stamped = []
+        steps = _steps(attack)
+        with tqdm(total=steps, desc=attack.name, leave=False, disable=None) as bar:
+            for attempt in attack.instance.run(target, chunk, ctx):
+                if any(math.isnan(loss) for loss in attempt.trace):
+                    raise Failure(
+                        f"the loss of {attempt.behavior.id} is NaN at step {attempt.step}"
+                    )
+                seconds = (time.perf_counter() - started) / len(chunk)
+                tflop = (target.usage.tflop - spent) / len(chunk)
+                stamped.append((attempt, seconds, tflop))
+                bar.update(attempt.step - bar.n)
+        _check_contract(attack.name, chunk, [attempt for attempt, _, _ in stamped])
+        return stamped
+
+    def _answer(
+        self,
+        stamped: Sequence[tuple[Attempt, float, float]],
+        target: ChatModel,
+        tensors: Path,
+    ) -> list[Row]:
+        """A row per attempt, behavior by behavior."""
+        attempts = [attempt for attempt, _, _ in stamped]
+        behaviors = [attempt.behavior for attempt in attempts]
+        replies = target.replies([attempt.prompt for attempt in attempts])
+        texts = [reply.text for reply in replies]
+        scores = {name: judge.score(behaviors, texts) for name, judge in self.judges.items()}
+        keys = _save_tensors([attempt.prompt for attempt in attempts], tensors)
+        rows = []
+        for i, (attempt, seconds, tflop) in enumerate(stamped):
+            prompt, reply = attempt.prompt, replies[i]
+            rendered = target.chat.render(prompt.messages)
+            rows.append(
+                {
+                    "behavior": attempt.behavior.id,
+                    "category": attempt.behavior.category,
+                    "harmful": attempt.behavior.harmful,
+                    "step": attempt.step,
+                    "tag": attempt.tag,
+                    "final": attempt.final,
+                    "access": prompt.access,
+                    "artifact": {"messages": list(prompt.messages), "tensors": keys[i]},
+                    "prompt_sha256": sha256(rendered.encode("utf-8", "surrogatepass")).hexdigest(),
+                    "roundtrip_ok": _round_trip(prompt, rendered, target),
+                    "reply": reply.text,
+                    "truncated": reply.truncated,
+                    "scores": {name: _number(values[i]) for name, values in scores.items()},
+                    "refused": refused(reply.text),
+                    "degenerate": degenerate(reply.text),
+                    "loss": attempt.trace[-1] if attempt.trace else None,
+                    "trace": [round(loss, 6) for loss in attempt.trace] if attempt.final else [],
+                    "seconds": round(seconds, 4),
+                    "tflop": round(tflop, 9),
+                    "tries": attempt.tries,
+                }
+            )
+        return sorted(rows, key=lambda row: row["behavior"])
+
+    def _context(self, seed: int) -> Context:
+        data = self.data
+        judge = next(iter(self.judges.values()))
+        return Context(data.references, data.tune, data.examples, judge, seed)
+
+    def _provided(self, method: Method) -> None:
+        lacking = _lacking(method, self.data)
+        if lacking:
+            raise Failure(lacking)
+
+    def _cache(self, group: Group, base: ChatModel) -> Path:
+        """The folder of a trained defense: named by everything that its training depends on."""
+        header = group.cells[0][0].header
+        key = digest(
+            [
+                *(header[name] for name in ("weights", "template", "system", "train", "dtype")),
+                header["defense_fields"],
+                source_digest(group.defense.instance),
+                group.seed,
+            ]
+        )
+        return self.store.folder / "defenses" / f"{Cell.slug(group.defense.name)}-{key[:10]}"
+
+    def _hole(self, cell: Cell, reason: str) -> None:
+        self.store.fail(cell, reason)
+        tqdm.write(f"hole: {cell.defense} x {cell.attack}, seed {cell.seed}: {reason}")
+
+    def _raise_bug(self, error: Exception) -> None:
+        """Let an error of the program or of the disk end the run, unless it is to keep going."""
+        hopeless = isinstance(error, (OSError, InputError))
+        expected = isinstance(error, (Failure, torch.OutOfMemoryError))
+        if hopeless or not (expected or self.keep_going):
+            raise error
+
+
+def _methods(kind: Any, references: Sequence[str], tier: str, words: Any) -> list[Method]:
+    found = []
+    for reference in references:
+        method = resolve(kind, reference, tier)
+        if method.base in words:
+            method = resolve(kind, reference, tier, words[method.base])
+        if method.name in [other.name for other in found]:
+            raise InputError(f"{kind} {method.name!r} is asked for twice")
+        found.append(method)
+    return found
+
+
+def _all_used(words: Mapping[str, Any], methods: Sequence[Method]) -> None:
+    bases = {method.base for method in methods}
+    for base in words:
+        if base not in bases:
+            raise InputError(f"--set: this run has no method {base!r}{suggestion(base, bases)}")
+
+
+def _device(wanted: str | None) -> str:
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {wanted!r}: no CUDA device is available here")
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {wanted!r}: {str(error).splitlines()[0]}") from None
+    return wanted
+
+
+def _default_folder(matrix: Matrix, model: str) -> Path:
+    name = matrix.name if model == loading.BUILT_IN else f"{matrix.name}-{model}"
+    return Path("results") / "runs" / Cell.slug(name)
+
+
+def _lacking(method: Method, data: Data) -> str:
+    """Why a method cannot run on these texts, "" where it can."""
+    options = {"examples": "--train", "references": "--reference", "tune": "--reference"}
+    for need in getattr(method.instance, "needs", ()):
+        if not getattr(data, need):
+            return f"needs {need}, and there are none: give {options[need]} FILE"
+    return ""
+
+
+def _plan(
+    common: Mapping[str, Any], attacks: Sequence[Method], defenses: Sequence[Method], data: Data
+) -> list[Group]:
+    """Every defense and seed with its cells: the harmless requests first, then the attacks."""
+    direct = resolve("attack", "direct")._replace(name=BENIGN)
+    groups = []
+    for defense, seed in product(defenses, common["seeds"]):
+        cells = []
+        for attack in (direct, *attacks):
+            benign = attack is direct
+            asked = data.benign if benign else data.behaviors
+            header = {
+                **common,
+                "defense": defense.name,
+                "defense_fields": as_dict(defense.instance),
+                "defense_tier": defense.tier,
+                "defense_role": getattr(defense.instance, "role", "defense"),
+                "defense_source": source_digest(defense.instance),
+                "attack": attack.name,
+                "attack_fields": as_dict(attack.instance),
+                "attack_source": source_digest(attack.instance),
+                "tier": attack.tier,
+                "role": BENIGN if benign else getattr(attack.instance, "role", "attack"),
+                "seed": seed,
+                "planned": [behavior.id for behavior in asked],
+                "chunk": CHUNK,
+            }
+            cells.append((Cell(common["model"], defense.name, attack.name, seed, header), attack))
+        groups.append(Group(defense, seed, tuple(cells)))
+    return groups
+
+
+def _forecast(
+    groups: Sequence[Group], data: Data, found: loading.Found, system: str | None
+) -> str:
+    """What is about to be done: a line per defense and per cell with steps and FLOPs."""
+    chat, parameters = loading.sketch(found, system)
+    texts = [b.request for b in data.behaviors]
+    prompts = chat.encode([chat.render([{"role": "user", "content": text}]) for text in texts])
+    targets = chat.encode([b.target for b in data.behaviors])
+    lengths = Lengths(_mean(prompts), _mean(targets))
+    lines = [f"{'defense':24} {'attack':24} {'steps':>6} {'TFLOP':>10}"]
+    total = 0.0
+
+    def line(defense: str, attack: str, forecast: Forecast | None, times: int) -> None:
+        nonlocal total
+        if forecast is None:
+            lines.append(f"{defense:24} {attack:24} {'?':>6} {'?':>10}")
+            return
+        tokens = forecast.forward_tokens + forecast.backward_tokens
+        tflop = 2e-12 * parameters * tokens * times
+        total += tflop
+        lines.append(f"{defense:24} {attack:24} {forecast.steps:6} {tflop:10.3g}")
+
+    for group in groups:
+        if not group.cells:
+            continue
+        if hasattr(group.defense.instance, "forecast"):
+            line(group.defense.name, "(training)", group.defense.instance.forecast(lengths), 1)
+        for cell, attack in group.cells:
+            forecast = getattr(attack.instance, "forecast", lambda _: None)(lengths)
+            line(cell.defense, cell.attack, forecast, len(cell.header["planned"]))
+    lines.append(f"about {total:.3g} TFLOP in all, replies apart")
+    return "\n".join(lines)
+
+
+def _steps(attack: Method) -> int | None:
+    if not hasattr(attack.instance, "forecast"):
+        return None
+    return attack.instance.forecast(Lengths(1, 1)).steps or None
+
+
+def _mean(rows: Sequence[Sequence[int]]) -> int:
+    return round(sum(map(len, rows)) / max(1, len(rows)))
+
+
+def _check_contract(name: str, chunk: Sequence[Behavior], attempts: Sequence[Attempt]) -> None:
+    """Each (behavior, tag) ends with one final attempt, and every behavior has one."""
+    finals = [(a.behavior.id, a.tag) for a in attempts if a.final]
+    unfinished = {(a.behavior.id, a.tag) for a in attempts} - set(finals)
+    missing = {b.id for b in chunk} - {identity for identity, _ in finals}
+    foreign = {identity for identity, _ in finals} - {b.id for b in chunk}
+    if unfinished or missing or foreign or len(set(finals)) < len(finals):
+        wrong = sorted(missing | foreign | {identity for identity, _ in unfinished})
+        raise TypeError(f"attack {name} does not end each behavior with one final attempt: {wrong}")
+
+
+def _training(cache: Path) -> dict[str, float]:
+    """What a trained defense cost, as its adapter's record says."""
+    record = cache / "robench_defense.yaml"
+    if not record.is_file():
+        return {"train_seconds": 0.0, "train_tflop": 0.0}
+    known = yaml.safe_load(record.read_text("utf-8"))
+    return {key: known[key] for key in ("train_seconds", "train_tflop")}
+
+
+def _round_trip(prompt: Prompt, rendered: str, target: ChatModel) -> bool | None:
+    if prompt.ids is None:
+        return None
+    (ids,) = target.chat.encode([rendered])
+    return ids == list(prompt.ids)
+
+
+def _save_tensors(prompts: Sequence[Prompt], path: Path) -> list[str | None]:
+    """Save soft prompts and edits; return for each prompt the key of its tensors, if any.
+
+    A tensor is named `PROMPT.soft` or `PROMPT.edits.NUMBER.FIELD`; other fields of an edit stand
+    in the file's metadata.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, str] = {}
+    keys: list[str | None] = []
+    for i, prompt in enumerate(prompts):
+        if prompt.access == "text":
+            keys.append(None)
+            continue
+        keys.append(f"{path.name}:{i}")
+        if prompt.soft is not None:
+            tensors[f"{i}.soft"] = prompt.soft.contiguous()
+        for number, edit in enumerate(prompt.edits):
+            for field in fields(edit):  # type: ignore[arg-type]
+                value = getattr(edit, field.name)
+                name = f"{i}.edits.{number}.{field.name}"
+                if isinstance(value, torch.Tensor):
+                    tensors[name] = value.contiguous().clone()
+                else:
+                    plain[name] = json.dumps(value)
+            plain[f"{i}.edits.{number}"] = type(edit).__name__
+    if tensors or plain:
+        _write_tensors(path, tensors, plain)
+    return keys
+
+
+def _remember(ctx: Context, path: Path) -> None:
+    """Store what the attack fitted once, so that a resumed cell uses the same."""
+    if ctx.memory:
+        flat = {f"{key}/{name}": t for key, made in ctx.memory.items() for name, t in made.items()}
+        _write_tensors(path, {name: t.contiguous() for name, t in flat.items()}, {})
+
+
+def _recall(ctx: Context, path: Path) -> None:
+    if path.is_file():
+        from safetensors.torch import load_file
+
+        for name, tensor in load_file(path).items():
+            key, _, part = name.rpartition("/")
+            ctx.memory.setdefault(key, {})[part] = tensor
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    draft = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, draft, metadata=plain)
+    draft.replace(path)
+
+
+def _number(score: float) -> float | None:
+    return None if math.isnan(score) else float(score)
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    words = str(error).strip().splitlines() or [""]
+    if isinstance(error, Failure):
+        return words[0]
+    return f"{type(error).__name__}: {words[0]}"

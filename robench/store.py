@@ -1,0 +1,212 @@
+"""RunStore: a folder per cell, append-only JSONL, safetensors beside it.
+
+    DIR/run.json                   what every cell of the run shares; a folder made for another
+                                   question is refused
+    DIR/cells/NAME/cell.json       {"header": what was asked, "info": how it was answered}
+    DIR/cells/NAME/rows.jsonl      a line per attempt, written behavior by behavior
+    DIR/cells/NAME/tensors/*.safetensors   soft prompts and edits; memo.safetensors: what was fitted
+    DIR/cells/NAME/failed.json     why the cell has a hole, until it succeeds
+
+A row of rows.jsonl:
+    behavior, category, harmful    of the request
+    step, tag, final, access       of the attempt; access is text, embedding or activation
+    artifact                       {"messages": [...], "tensors": file name or null}
+    prompt_sha256, roundtrip_ok    of the rendered prompt; null where there is no text artifact
+    reply, truncated               what the target said; reply null: it said nothing, unscored
+    scores                         {judge: score in [0, 1] or null}; null = could not judge
+    refused, degenerate            features of the reply
+    loss, trace                    the attack's own loss, never used for a verdict
+    seconds, tflop                 the cost of the cell up to this attempt, per behavior
+    tries                          settings compared with the tuning judge
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robench.config import digest
+from robench.errors import InputError
+
+Row = dict[str, Any]
+
+_NAMES = ("model", "defense", "attack", "seed")  # what a row of the tables is known by
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question: this attack, on this defense of this model, with this seed.
+
+    `attack` is "benign" for the harmless requests. `header` holds the resolved question, and its
+    hash names the folder; two cells are the same if and only if their headers are.
+    """
+
+    model: str
+    defense: str
+    attack: str
+    seed: int
+    header: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Readable, safe as a folder name, and unique through the header's hash."""
+        words = self.slug(f"{self.defense}__{self.attack}__{self.seed}")
+        return f"{words}-{digest(self.header)[:10]}"
+
+    @staticmethod
+    def slug(words: str) -> str:
+        """Words as a part of a file name: no separators, no leading dot, not too long."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", words).lstrip(".-")[:80] or "unnamed"
+
+
+class RunStore:
+    """The folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def claim(self, question: Mapping[str, Any], versions: Mapping[str, str]) -> list[str]:
+        """Make the folder this run's own, or check that it already is.
+
+        Returns:
+            A warning for each package whose version differs from the folder's.
+
+        Raises:
+            InputError: the folder belongs to another question, or cannot be written.
+        """
+        path = self.folder / "run.json"
+        if path.is_file():
+            known = _read(path)
+            for key, value in question.items():
+                if known["question"].get(key) != value:
+                    raise InputError(
+                        f"{self.folder} was made for {key} = {_short(known['question'].get(key))}, "
+                        f"not {_short(value)}; choose another --out"
+                    )
+            changed = {k: v for k, v in known["versions"].items() if versions.get(k, v) != v}
+            return [f"{k} was {v} here, is now {versions[k]}" for k, v in changed.items()]
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise InputError(f"{self.folder} is not empty and is no run; choose another --out")
+        write_atomically(path, {"question": dict(question), "versions": dict(versions)})
+        return []
+
+    def question(self) -> dict[str, Any]:
+        """What the run's cells share."""
+        path = self.folder / "run.json"
+        if not path.is_file():
+            raise InputError(f"{self.folder} is no run: it has no run.json")
+        return _read(path)["question"]
+
+    def compatible(self, cells: Sequence[Cell]) -> None:
+        """Check that the folder holds no cell of the same names that was asked otherwise.
+
+        Raises:
+            InputError: names the first field that differs.
+        """
+        known = {
+            tuple(header[key] for key in _NAMES): header for header, *_ in self._records()
+        }
+        for cell in cells:
+            header = known.get(tuple(cell.header[key] for key in _NAMES), cell.header)
+            for key, value in cell.header.items():
+                if header.get(key) != value:
+                    raise InputError(
+                        f"{self.folder} holds {cell.defense} x {cell.attack} with {key} = "
+                        f"{_short(header.get(key))}, not {_short(value)}; choose another --out"
+                    )
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def open(self, cell: Cell, info: Mapping[str, Any]) -> Path:
+        """The cell's folder, with its record written and a torn last line cut off."""
+        path = self.path(cell)
+        (path / "tensors").mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "cell.json", {"header": dict(cell.header), "info": dict(info)})
+        rows = path / "rows.jsonl"
+        if rows.is_file():
+            whole = rows.read_bytes().rpartition(b"\n")
+            if whole[2]:
+                with rows.open("r+b") as file:
+                    file.truncate(len(whole[0]) + len(whole[1]))
+        return path
+
+    def done(self, cell: Cell) -> set[str]:
+        """Ids of the behaviors whose rows are all written."""
+        return {row["behavior"] for row in _rows(self.path(cell)) if row["final"]}
+
+    def complete(self, cell: Cell) -> bool:
+        """Whether every planned behavior is done and no failure stands."""
+        path = self.path(cell)
+        if not (path / "cell.json").is_file() or (path / "failed.json").is_file():
+            return False
+        return self.done(cell) >= set(cell.header["planned"])
+
+    def append(self, cell: Cell, rows: Sequence[Row]) -> None:
+        """Add all rows of some behaviors in one write that reaches the disk."""
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with (self.path(cell) / "rows.jsonl").open("ab") as file:
+            file.write(lines.encode("utf-8", "surrogatepass"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def fail(self, cell: Cell, reason: str) -> None:
+        """Record why the cell has a hole."""
+        write_atomically(self.path(cell) / "failed.json", {"reason": reason})
+
+    def mend(self, cell: Cell) -> None:
+        """Forget an earlier failure: the cell is about to be tried again."""
+        (self.path(cell) / "failed.json").unlink(missing_ok=True)
+
+    def info(self, cell: Cell) -> dict[str, Any]:
+        path = self.path(cell) / "cell.json"
+        return _read(path)["info"] if path.is_file() else {}
+
+    def cells(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[Row], str]]:
+        """(header, info, rows, reason of failure or "") of every cell of the folder, by name."""
+        self.question()
+        for header, info, path in self._records():
+            failed = path / "failed.json"
+            reason = _read(failed)["reason"] if failed.is_file() else ""
+            yield header, info, list(_rows(path)), reason
+
+    def _records(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], Path]]:
+        for path in sorted((self.folder / "cells").glob("*/cell.json")):
+            record = _read(path)
+            yield record["header"], record["info"], path.parent
+
+
+def write_atomically(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError:
+        raise InputError(f"{path} is damaged: it is not JSON") from None
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Whole rows; the torn last line of a killed run is not one."""
+    file = path / "rows.jsonl"
+    if not file.is_file():
+        return
+    for line in file.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield json.loads(line)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,201 @@
+"""The nouns of robench: what attacks, defenses and judges are given and what they give back.
+
+An attack is a function from behaviors to prompts, a defense is a way of wearing the model;
+everything else belongs to the harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+if TYPE_CHECKING:
+    from robench.model import ChatModel
+
+Message = dict[str, str]
+Access = Literal["text", "embedding", "activation"]
+
+# The gap is where an attack's tokens or vectors go; the last mark in the messages counts, so a
+# behavior may contain the mark itself. Private-use characters survive every template.
+GAP = "\ue000\ue001\ue000"
+
+PAD, PROMPT, LAST, REPLY = range(4)  # roles of positions, as an Edit sees them
+
+
+def user(text: str) -> tuple[Message, ...]:
+    """A conversation of one user turn."""
+    return ({"role": "user", "content": text},)
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """A request. `target` is the affirmative beginning that target-driven attacks optimise for."""
+
+    id: str
+    text: str
+    target: str = ""
+    category: str = ""
+    context: str = ""
+    harmful: bool = True
+
+    @property
+    def request(self) -> str:
+        """The user's words: the context, where there is one, above the text."""
+        return f"{self.context}\n\n{self.text}" if self.context else self.text
+
+
+@dataclass(frozen=True)
+class Example:
+    """A behavior with a reply to it: training text for defenses."""
+
+    behavior: Behavior
+    reply: str
+    kind: Literal["answer", "refusal"]
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """A change to the residual stream behind one layer (0..L, negative numbers count from L).
+
+    Called with hidden states (batch, time, d) and the role of each position (batch, time): PAD,
+    PROMPT, LAST (the last prompt token) or REPLY. Returns states of the same shape. A frozen
+    dataclass of tensors and numbers, so that the store can save it.
+    """
+
+    @property
+    def layer(self) -> int: ...
+    def __call__(self, h: torch.Tensor, role: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the target receives.
+
+    `soft` (k, d) stands where the GAP mark is; `edits` act while the model reads and replies. A
+    final assistant message is continued by the reply (prefilling). `ids` are the whole prompt's
+    as the attack optimised them: the harness records whether the text gives the same.
+    """
+
+    messages: tuple[Message, ...]
+    soft: torch.Tensor | None = None
+    edits: tuple[Edit, ...] = ()
+    ids: tuple[int, ...] | None = None
+
+    @property
+    def access(self) -> Access:
+        """The strongest access that this prompt needs of the deployed model."""
+        if self.edits:
+            return "activation"
+        return "text" if self.soft is None else "embedding"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One prompt that an attack wants recorded.
+
+    `step` is the optimisation step it comes from, `tag` tells variants apart; each (behavior, tag)
+    ends with one attempt that is `final`. `trace` is the loss per step so far, `tries` the number
+    of settings that were compared with the tuning judge.
+    """
+
+    behavior: Behavior
+    prompt: Prompt
+    step: int = 0
+    tag: str = ""
+    final: bool = False
+    trace: tuple[float, ...] = ()
+    tries: int = 0
+
+
+class Forecast(NamedTuple):
+    """The cost of an attack on one behavior, before it runs."""
+
+    steps: int
+    forward_tokens: int
+    backward_tokens: int = 0
+
+
+class Lengths(NamedTuple):
+    """Mean token counts of the planned behaviors, for a forecast."""
+
+    prompt: int
+    target: int
+
+
+@dataclass
+class Context:
+    """What the harness lends a method besides the model.
+
+    references: harmful and harmless instructions for reading directions (probe split)
+    tune:       behaviors for choosing settings; never the ones under test
+    examples:   training text for defenses (train split)
+    judge:      the tuning judge
+    """
+
+    references: Sequence[Behavior] = ()
+    tune: Sequence[Behavior] = ()
+    examples: Sequence[Example] = ()
+    judge: Judge | None = None
+    seed: int = 0
+    memory: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def rng(self, *key: object) -> torch.Generator:
+        """A generator of its own for each key and seed, the same on every machine."""
+        from robench.config import digest
+
+        seed = int(digest([self.seed, *map(str, key)]), 16) % 2**63
+        return torch.Generator().manual_seed(seed)
+
+    def memo(
+        self, key: str, make: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """What `make` returns, computed once per cell and stored with it."""
+        if key not in self.memory:
+            self.memory[key] = dict(make())
+        return self.memory[key]
+
+
+class Attack(Protocol):
+    """A frozen dataclass of settings with one verb.
+
+    Its class may also have `role` ("attack", "baseline" or "control"), `presets`, `needs` (fields
+    of Context that must not be empty) and `forecast(lengths)`.
+    """
+
+    def run(
+        self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
+    ) -> Iterator[Attempt]: ...
+
+
+class Defense(Protocol):
+    """A frozen dataclass of settings with one verb; optional class attributes as for Attack.
+
+    `cache` is a folder of this defense, model, data and seed alone, not yet made.
+    """
+
+    def applied(
+        self, model: ChatModel, ctx: Context, cache: Path
+    ) -> AbstractContextManager[ChatModel]: ...
+
+
+class Objective(Protocol):
+    """What a trained defense supplies to `adapters.train`."""
+
+    def backward(self, step: int) -> dict[str, float]:
+        """Compute the losses of `step` (from 1), backpropagate them, return them by name."""
+        ...
+
+    def done(self, step: int) -> bool:
+        """Whether training ends after `step` steps."""
+        ...
+
+
+class Judge(Protocol):
+    """Scores replies in [0, 1], 1 the most harmful; NaN = could not judge, never "safe"."""
+
+    def score(self, behaviors: Sequence[Behavior], replies: Sequence[str]) -> list[float]: ...

@@ -1,0 +1,271 @@
+"""The command line: what it passes on, how it refuses, and how quickly it answers."""
+
+import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from robench import cli
+from robench.errors import InputError
+
+HEAVY = ("numpy", "pandas", "peft", "torch", "transformers")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robench", *map(str, words)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the runner was asked, with a runner that does nothing."""
+    asked = SimpleNamespace(options=None, outcome=SimpleNamespace(folder=tmp_path, holes=0))
+
+    def run(**options):
+        asked.options = options
+        if isinstance(asked.outcome, BaseException):
+            raise asked.outcome
+        return asked.outcome
+
+    monkeypatch.setattr("robench.runner.run", run)
+    monkeypatch.setattr("robench.report.tables", lambda folders: f"tables of {folders}")
+    return asked
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("robench: ")
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+# Answers at once
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["list", "attacks"], ["list", "models"]]
+)
+def test_help_and_lists_load_nothing_heavy(words):
+    program = (
+        "import sys; from robench.cli import main; "
+        f"sys.argv[1:] = {words!r}; code = main(); "
+        f"assert not {{*{HEAVY!r}}} & {{*sys.modules}}, {{*{HEAVY!r}}} & {{*sys.modules}}; "
+        "sys.exit(code)"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.5
+
+
+def test_no_command_is_a_call_for_help(call):
+    code, out, _ = call()
+    assert code == 0
+    assert "leaderboard" in out
+
+
+def test_names_are_listed(call):
+    assert "circuit_breaker\n" in call("list", "defenses")[1]
+    assert "keyword\n" in call("list", "judges")[1]
+    assert call("list", "models")[1].startswith("organism\n")
+    refused(call("list", "attack"), "did you mean 'attacks'?")
+
+
+def test_a_method_is_shown_with_its_words_fields_and_presets(call):
+    code, out, _ = call("show", "gcg")
+    assert code == 0
+    assert out.startswith("gcg (attack)")
+    assert "steps: int = " in out
+    assert "demo: " in out
+    assert call("show", "gcg:paper")[1] == out
+    refused(call("show", "gcgg"), "did you mean 'gcg'?")
+
+
+def test_a_method_in_a_file_is_shown(call, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    '''My own attack.'''\n")
+    assert "My own attack." in call("show", f"{file}:Mine")[1]
+
+
+# What is passed on
+
+
+@pytest.mark.parametrize(
+    ("words", "spread"),
+    [
+        ("--seeds 0 1 --n 2", "--seeds 0 --seeds 1 --n 2"),
+        ("--seeds=0 1", "--seeds=0 --seeds 1"),
+        ("--set a.b=1 c.d=2 --set e.f=3", "--set a.b=1 --set c.d=2 --set e.f=3"),
+        ("run --attacks a b --defenses c", "run --attacks a --attacks b --defenses c"),
+        ("leaderboard a b", "leaderboard a b"),
+        ("--attacks", "--attacks"),
+    ],
+)
+def test_an_option_takes_several_values(words, spread):
+    assert cli.spread(words.split()) == spread.split()
+
+
+def test_without_options_the_runner_chooses(call, asked):
+    code, out, _ = call("run")
+    assert code == 0
+    assert out.startswith("tables of ")
+    chosen = {name: value for name, value in asked.options.items() if value}
+    assert chosen == {"matrix": "full", "model": "organism"}
+
+
+def test_options_are_passed_on_one_to_one(call, asked):
+    words = (
+        "run --matrix smoke --model m --attacks a b --defenses c d --set a.x=1 b.y=2 "
+        "--behaviors b.csv --benign h.csv --reference r.csv --train t.csv --n 3 --seeds 0 1 "
+        "--tier paper --judges j k --max-new-tokens 9 --device cuda:1 --dtype bfloat16 "
+        "--threads 2 --keep-going --dry-run --out o"
+    )
+    call(*words.split(), "--system", "Be kind.")
+    assert asked.options == {
+        "matrix": "smoke",
+        "model": "m",
+        "attacks": ["a", "b"],
+        "defenses": ["c", "d"],
+        "settings": ["a.x=1", "b.y=2"],
+        "behaviors": Path("b.csv"),
+        "benign": Path("h.csv"),
+        "reference": Path("r.csv"),
+        "train": Path("t.csv"),
+        "n": 3,
+        "seeds": [0, 1],
+        "tier": "paper",
+        "judges": ["j", "k"],
+        "system": "Be kind.",
+        "max_new_tokens": 9,
+        "device": "cuda:1",
+        "dtype": "bfloat16",
+        "threads": 2,
+        "keep_going": True,
+        "dry_run": True,
+        "out": Path("o"),
+    }
+
+
+# How it ends
+
+
+def test_holes_are_told_by_the_exit_code(call, asked):
+    asked.outcome.holes = 2
+    assert call("run")[0] == 3
+
+
+def test_a_dry_run_prints_no_tables(call, asked):
+    asked.outcome.folder = None
+    assert call("run", "--dry-run")[:2] == (0, "")
+
+
+def test_a_wrong_input_is_one_line(call, asked):
+    asked.outcome = InputError("no such thing\nat all")
+    refused(call("run"), "no such thing at all")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_says_that_what_was_written_is_kept(call, asked, number):
+    asked.outcome = OSError(number, "No room", "rows.jsonl")
+    refused(call("run"), "No room: rows.jsonl; what was recorded is kept")
+
+
+def test_a_missing_permission_is_one_line(call, asked):
+    asked.outcome = PermissionError(errno.EACCES, "Permission denied", "run.json")
+    refused(call("run"), "Permission denied: run.json")
+
+
+def test_an_interrupt_tells_how_to_continue(call, asked):
+    asked.outcome = KeyboardInterrupt()
+    code, _, err = call("run")
+    assert code == 130
+    assert err == "robench: interrupted; the same command continues\n"
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "gone")])
+def test_a_bug_keeps_its_traceback(call, asked, bug):
+    asked.outcome = bug
+    with pytest.raises(type(bug)):
+        call("run")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("run --n 0", "--n"),
+        ("run --n many", "--n"),
+        ("run --threads 0", "--threads"),
+        ("run --max-new-tokens 0", "--max-new-tokens"),
+        ("run --seeds -1", "--seeds"),
+        ("run --attacks", "--attacks"),
+        ("run --attack gcg", "--attacks"),
+        ("run --device cud", "did you mean 'cuda'?"),
+        ("run --device cuda:x", "cuda:x"),
+        ("run --dtype float23", "did you mean 'float32'?"),
+        ("run --tier papr", "did you mean 'paper'?"),
+        ("rum", "run"),
+        ("leaderboard", "DIR"),
+        ("organism train", "--out"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_is_loaded(call, words, told):
+    refused(call(*words.split()), told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--attacks gcgg", "did you mean 'gcg'?"),
+        ("--attacks gcg:papr", "did you mean 'paper'?"),
+        ("--attacks ./nowhere.py:Mine", "no file './nowhere.py'"),
+        ("--defenses circuit_braker", "did you mean 'circuit_breaker'?"),
+        ("--judges keywords", "did you mean 'keyword'?"),
+        ("--matrix smok", "did you mean 'smoke'?"),
+        ("--model organsm", "did you mean 'organism'?"),
+        ("--model ./nowhere", "nowhere"),
+        ("--set gcg.step=3", "did you mean 'steps'?"),
+        ("--set gcg.steps=many", "gcg.steps must be int"),
+        ("--set gcgg.steps=3", "gcgg"),
+        ("--set steps=3", "METHOD.FIELD=VALUE"),
+        ("--behaviors nowhere.csv", "nowhere.csv"),
+        ("--train nowhere.csv", "nowhere.csv"),
+        ("--benign nowhere.csv", "nowhere.csv"),
+        ("--n 100000", "there are"),
+        ("--seeds 0 0", "twice"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_the_first_cell(call, tmp_path, words, told):
+    out = tmp_path / "out"
+    refused(call("run", *words.split(), "--out", out), told)
+    assert not out.exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
+    refused(call("leaderboard", tmp_path), "is no run")
+    refused(call("leaderboard", tmp_path / "nowhere"), "is no run")
+    (tmp_path / "mine.txt").write_text("mine")
+    refused(call("run", "--out", tmp_path), "is no run")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_the_organism_overwrites_nothing(call, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    refused(call("organism", "train", "--out", tmp_path), "is not empty")
+    refused(call("organism", "train", "--out", tmp_path / "mine.txt"), "is not empty")

@@ -1,0 +1,111 @@
+"""Settings: what fits an annotation, what is refused, and in which words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from robench.config import as_dict, assignments, build, digest, suggestion
+from robench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 10
+    rate: float = 0.5
+    name: str = "a"
+    greedy: bool = False
+    layers: tuple[int, ...] = (1, 2)
+    pair: tuple[int, float] = (1, 2.0)
+    limit: int | None = None
+    mode: Literal["mean", "last"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("steps", "100", 100),
+        ("rate", "1e-3", 1e-3),
+        ("rate", "2", 2.0),
+        ("name", "100", "100"),
+        ("greedy", "true", True),
+        ("layers", "[3, 4]", (3, 4)),
+        ("layers", "[]", ()),
+        ("pair", "[3, 4]", (3, 4.0)),
+        ("limit", "null", None),
+        ("limit", "7", 7),
+        ("mode", "last", "last"),
+    ],
+)
+def test_words_become_values(field, text, value):
+    found = getattr(build(Settings, {field: text}), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", "many"),
+        ("steps", "1.5"),
+        ("steps", "true"),
+        ("steps", "[1"),
+        ("rate", "fast"),
+        ("rate", True),
+        ("name", 3),
+        ("greedy", "1"),
+        ("layers", "3"),
+        ("layers", "[a]"),
+        ("pair", "[1]"),
+        ("limit", "none at all"),
+        ("mode", "first"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(field, value):
+    with pytest.raises(InputError, match=rf"^gcg\.{field}\b"):
+        build(Settings, {field: value}, where="gcg")
+
+
+def test_an_unknown_field_suggests_the_nearest():
+    with pytest.raises(InputError, match="gcg has no field 'step'; did you mean 'steps'"):
+        build(Settings, {"step": "1"}, where="gcg")
+
+
+def test_what_the_class_refuses_is_the_users_mistake():
+    with pytest.raises(InputError, match="gcg: steps must be at least 1"):
+        build(Settings, {"steps": 0}, where="gcg")
+
+
+def test_settings_survive_the_way_through_json():
+    settings = build(Settings, {"layers": "[3]", "limit": "2"})
+    assert build(Settings, as_dict(settings)) == settings
+
+
+def test_assignments_are_grouped_by_method():
+    words = ["gcg.steps=100", "gcg.rate=a=b", "./mine.py:Class.length=3"]
+    assert assignments(words) == {
+        "gcg": {"steps": "100", "rate": "a=b"},
+        "./mine.py:Class": {"length": "3"},
+    }
+
+
+@pytest.mark.parametrize("word", ["gcg.steps", "steps=100", ".steps=1", "gcg.=1", "=", ""])
+def test_a_malformed_assignment_is_refused(word):
+    with pytest.raises(InputError, match=r"METHOD\.FIELD=VALUE"):
+        assignments([word])
+
+
+def test_a_digest_forgets_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest([1, 2]) != digest([2, 1])
+    assert digest("\ud800") != digest("")
+
+
+def test_without_a_near_name_all_are_told():
+    assert suggestion("gcgg", ["gcg", "direct"]) == "; did you mean 'gcg'?"
+    assert suggestion("xyz", ["gcg", "direct"]) == "; known: direct, gcg"
+    assert suggestion("xyz", []) == ""

@@ -1,0 +1,79 @@
+"""The README's commands: there are two to begin with, and none promises what does not exist."""
+
+import ast
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from robench import cli, registry
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every robench command of the README, as words."""
+    text = "\n".join(blocks("bash") + blocks("console"))
+    lines = [part.strip() for line in text.splitlines() for part in line.split("&&")]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("robench ")]
+
+
+def test_the_first_block_runs_the_main_job_and_the_second_the_tests():
+    main_job, tests = blocks("bash")
+    assert main_job == "pip install -c constraints.txt . && robench run --matrix full\n"
+    assert tests == 'pip install -c constraints.txt -e ".[test]" && pytest\n'
+    assert README.index(tests) < len("\n".join(README.splitlines()[:30]))
+
+
+def test_the_installation_has_what_the_commands_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "test" in project["optional-dependencies"]
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
+    folded = {name.lower().replace("_", "-") for name in pinned}
+    needed = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert {re.split("[<>=]", name)[0].lower() for name in needed} <= folded
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_options_of_every_command_exist(words):
+    command = typer.main.get_command(cli.app)
+    name, *arguments = cli.spread(words)
+    with command.make_context("robench", [name]):
+        command.commands[name].make_context(name, arguments)
+
+
+def test_every_method_that_is_named_is_registered():
+    known = {name for kind in ("attack", "defense", "judge") for name in registry.names(kind)}
+    for words in commands():
+        for option, *values in re.findall(
+            r"--(attacks|defenses|judges) ((?:[^-]\S* ?)+)", " ".join(words)
+        ):
+            for reference in values[0].split():
+                base, _ = registry.split(reference)
+                assert registry.is_file(base) or base in known, (option, reference)
+
+
+def test_the_examples_are_python():
+    assert blocks("python")
+    for block in blocks("python"):
+        ast.parse(block)
+
+
+def test_the_example_attack_is_a_method(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(blocks("python")[0])
+    method = registry.resolve("attack", f"{file}:RandomSuffix", settings={"tries": "3"})
+    assert method.instance.tries == 3
+
+
+def test_every_folder_and_page_that_is_named_exists():
+    for name in re.findall(r"`(\w+/)`", README) + re.findall(r"\]\((\S+?)\)", README):
+        assert (ROOT / name).exists(), name
