@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robench.model import ChatModel
+from robench.slots import Slots
 from robench.types import GAP, Attempt, Behavior, Context, Forecast, Lengths, user
 
 
@@ -89,7 +90,7 @@ class Swaps:
     real: Tensor
 
 
-def token_gradient(slots, model: ChatModel, ids: Tensor) -> Tensor:
+def token_gradient(slots: Slots, model: ChatModel, ids: Tensor) -> Tensor:
     """The gradient (n, k, vocab) of each row's loss in its one-hot tokens, in fp32, on the CPU."""
     soft = model.embed(ids).float().requires_grad_()
     (gradient,) = torch.autograd.grad(slots.loss_of_embeddings(soft).sum(), soft)
@@ -103,7 +104,7 @@ def sample(
     width: int,
     topk: int,
     generators: Sequence[torch.Generator],
-    slots,
+    slots: Slots,
 ) -> Swaps:
     """W distinct single swaps per row that survive tokenisation, spread evenly over positions.
 

@@ -115,7 +115,11 @@ class Rerouting:
     def _circuit_batch(self) -> Batch:
         rows = self._draw(len(self.harmful), self.settings.batch)
         blank = torch.rand(len(rows), generator=self.rng) < self.settings.blank
-        return collate([(self.blanked if b else self.harmful)[i] for i, b in zip(rows, blank, strict=True)])
+        texts = [
+            (self.blanked if empty else self.harmful)[row]
+            for row, empty in zip(rows, blank.tolist(), strict=True)
+        ]
+        return collate(texts)
 
     def _retain_batch(self) -> Batch:
         refusals = round(self.settings.refusals * self.settings.batch)

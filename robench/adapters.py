@@ -3,7 +3,9 @@
 The undefended model is never a second copy: it is the same weights with the adapter off.
 """
 
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from robench.errors import Failure
@@ -63,7 +65,8 @@ def worn(
 
     if not (cache / RECORD).is_file():
         _train(model, recipe, cache, objective)
-    adapter = PeftModel.from_pretrained(model.network, str(cache))
+    with _quiet():
+        adapter = PeftModel.from_pretrained(model.network, str(cache))
     try:
         adapter.eval().requires_grad_(False)
         yield replace(model, adapter=adapter)
@@ -89,7 +92,7 @@ def _train(
     cache: Path,
     objective: Callable[[ChatModel], Objective],
 ) -> None:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     started, spent = time.perf_counter(), model.usage.tflop
     with torch.random.fork_rng():
@@ -103,7 +106,8 @@ def _train(
             target_modules=_linear_names(model.network),
             layers_to_transform=list(range(recipe.layers)),
         )
-        adapter = get_peft_model(model.network, config)
+        with _quiet():
+            adapter = get_peft_model(model.network, config)
         try:
             adapter.train()
             parameters = [p for p in adapter.parameters() if p.requires_grad]
@@ -111,8 +115,8 @@ def _train(
                 if "lora_B" in name and recipe.spread:
                     nn.init.normal_(parameter, std=recipe.spread)
             curves = _descend(replace(model, adapter=adapter), recipe, parameters, objective)
-            draft = cache.with_name(f"{cache.name}.draft")
-            adapter.save_pretrained(str(draft), safe_serialization=True)
+            trained = get_peft_model_state_dict(adapter)
+            config = adapter.peft_config["default"]
         finally:
             adapter.unload()
             model.network.eval()
@@ -123,6 +127,20 @@ def _train(
         "train_tflop": round(model.usage.tflop - spent, 6),
         "curves": curves,
     }
+    _save(cache, config, trained, record)
+
+
+def _save(cache: Path, config: Any, trained: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write the peft folder under a temporary name, then rename it: it is whole or not there."""
+    from safetensors.torch import save
+
+    draft = cache.with_name(f"{cache.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    config.inference_mode = True
+    config.save_pretrained(str(draft))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}
+    (draft / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     (draft / RECORD).write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
     draft.rename(cache)
 
@@ -157,3 +175,11 @@ def _linear_names(network: nn.Module) -> list[str]:
     """Names of the linear maps inside a decoder block: q_proj, down_proj, ..."""
     inside = blocks(network)[0].named_modules()
     return sorted({n.rpartition(".")[2] for n, m in inside if isinstance(m, nn.Linear)})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft calls transformers by a name that is about to go: nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield

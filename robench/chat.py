@@ -14,7 +14,7 @@ from typing import Any
 from robench.errors import InputError
 from robench.types import GAP, Message
 
-# Three short texts that share no token: what the prompts made with them have in common is not gap.
+# Three short texts with different ends: what the prompts made with them share there is not gap.
 _PROBES = (" x", " 7", " Q")
 
 
@@ -77,8 +77,9 @@ class Chat:
         spaced = self.render(fill(messages, f" {GAP} "))
         strips_left = not spaced.startswith(f"{before} ")
         strips_right = not spaced.endswith(f" {after}")
-        rows = self.encode([f"{before}{probe}{after}" for probe in _PROBES])
-        head = _common(rows)
+        head, *rows = self.encode([before, *(f"{before}{probe}{after}" for probe in _PROBES)])
+        if any(row[: len(head)] != head for row in rows):  # the seam's tokens depend on the gap
+            head = _common(rows)
         tail = _common([row[len(head) :][::-1] for row in rows])[::-1]
         return Seams(before, after, head, tail, strips_left, strips_right)
 

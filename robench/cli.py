@@ -135,7 +135,7 @@ def run(
         dry_run=dry_run,
         out=out,
     )
-    if outcome.folder:
+    if not dry_run:
         typer.echo(report.tables([outcome.folder]))
     return HOLES if outcome.holes else 0
 

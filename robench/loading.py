@@ -129,20 +129,25 @@ def _folder(name: str) -> Path:
     if path.exists() or name.startswith(("/", ".", "~")):
         raise InputError(f"{name} is no model folder")
     if name.count("/") != 1:
-        hint = suggestion(name, [BUILT_IN]) if name[:1].isalpha() else ""
-        raise InputError(f"no model called {name!r}{hint}; or give a hub id (owner/name) or folder")
+        hint = suggestion(name, [BUILT_IN])
+        raise InputError(
+            f"no model called {name!r}{hint} (a hub id is owner/name, or give a folder)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    unreachable = InputError(
+        f"{name}: the hub cannot be reached and the model is not in the local cache; "
+        "check the network or HF_HOME, or give a folder"
+    )
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{name}: the hub cannot be reached and the model is not in the local cache; "
-            "check the network or HF_HOME, or give a folder"
-        ) from error
+    except LocalEntryNotFoundError:
+        raise unreachable from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise InputError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+    except OSError as error:
+        raise unreachable from error
 
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robench.batching import Chunks, pad_left, pad_right
+from robench.batching import Chunks, pad_left
 from robench.chat import Chat
 from robench.errors import InputError
 from robench.hooks import Placed, blocks, edited, kept
@@ -76,15 +76,17 @@ class ChatModel:
         total = sum(p.numel() for p in network.parameters())
         tied = network.get_output_embeddings().weight is embedding
         usage = Usage(total if tied else total - embedding.numel())
-        return cls(network, chat, max_new_tokens, usage, Chunks(embedding.device, len(embedding[0])))
+        return cls(
+            network, chat, max_new_tokens, usage, Chunks(embedding.device, len(embedding[0]))
+        )
 
     @property
     def device(self) -> torch.device:
-        return self.network.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return self.network.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+        return self.network.get_input_embeddings().weight.dtype
 
     @property
     def depth(self) -> int:
@@ -126,7 +128,7 @@ class ChatModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (...) -> effective embeddings (..., d)."""
-        return self.network.get_input_embeddings()(ids.to(self.device))  # type: ignore[no-any-return]
+        return self.network.get_input_embeddings()(ids.to(self.device))
 
     def edited(self, edits: Sequence[Edit]) -> ChatModel:
         """A view in which `edits` act on every prompt."""
@@ -138,9 +140,7 @@ class ChatModel:
             return self
         return replace(self, around=self.adapter.disable_adapter)
 
-    def slots(
-        self, messages: Sequence[Sequence[Message]], targets: Sequence[str]
-    ) -> Slots:
+    def slots(self, messages: Sequence[Sequence[Message]], targets: Sequence[str]) -> Slots:
         """The gaps of n conversations (one GAP mark each), to be scored against n targets."""
         from robench.slots import Slots
 
@@ -248,7 +248,7 @@ class ChatModel:
 
     def _logits(self, rows: Sequence[Tensor]) -> Tensor:
         embeds, mask = pad_left(rows)
-        return self._run(embeds, mask).logits  # type: ignore[no-any-return]
+        return self._run(embeds, mask).logits
 
     def _inputs(self, prompt: Prompt) -> Tensor:
         """The prompt as embeddings (time, d)."""
@@ -260,9 +260,7 @@ class ChatModel:
         after = self.embed(torch.tensor(seams.after_ids, dtype=torch.long))
         return torch.cat([before, prompt.soft.to(before), after])
 
-    def _generate(
-        self, inputs: Sequence[Tensor], edits: Sequence[tuple[Edit, ...]]
-    ) -> list[Reply]:
+    def _generate(self, inputs: Sequence[Tensor], edits: Sequence[tuple[Edit, ...]]) -> list[Reply]:
         from transformers import GenerationConfig
 
         embeds, mask = pad_left(inputs)

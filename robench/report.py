@@ -13,7 +13,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from robench.store import RunStore
 if TYPE_CHECKING:
     import pandas as pd
 
+BENIGN = "benign"  # what the cells of harmless requests have for an attack
 LOWER_GRADE = ("keyword",)  # judges whose verdicts are known to err often
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -40,7 +41,7 @@ def tables(folders: Sequence[Path]) -> str:
     Raises:
         InputError: a folder is no run, or two cells claim the same place in a table.
     """
-    answers = metrics.tell_apart(cell for folder in folders for cell in RunStore(folder).cells())
+    answers = _read(folders)
     rates, board = metrics.dsr_rows(answers), metrics.leaderboard_rows(answers)
     text = "\n".join(
         _section(where(answers, model=model), board[board["model"] == model])
@@ -60,9 +61,7 @@ def load_rows(*folders: Path | str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    answers = metrics.tell_apart(
-        cell for folder in folders for cell in RunStore(Path(folder)).cells()
-    )
+    answers = _read(folders)
     asked = ("model", "defense", "attack", "role", "tier", "seed")
     return pd.DataFrame(
         {
@@ -76,19 +75,24 @@ def load_rows(*folders: Path | str) -> pd.DataFrame:
     )
 
 
+def _read(folders: Iterable[Path | str]) -> list[Answer]:
+    cells = (cell for folder in folders for cell in RunStore(Path(folder)).cells())
+    return metrics.tell_apart(cells)
+
+
 def _section(answers: list[Answer], board: pd.DataFrame) -> str:
     """What dsr.md says of one model."""
     holes = metrics.holes(answers)
     numbers = {place: number for number, place in enumerate(holes, 1)}
     attacks = distinct(metrics.attacked(answers), "attack")
     controls = distinct(where(answers, role="control"), "attack")
-    lines = [["defense", *(f"{a} (control)" if a in controls else a for a in attacks)]]
+    heads = [f"{attack} (control)" if attack in controls else attack for attack in attacks]
+    lines = [["defense", *heads]]
     for defense in distinct(answers, "defense"):
-        lines.append([defense])
-        for attack in attacks:
-            number = numbers.get((defense, attack))
-            cells = where(answers, defense=defense, attack=attack)
-            lines[-1].append(f"hole ({number})" if number else _rate(cells))
+        mine = where(answers, defense=defense)
+        measured = {a: _rate(where(mine, attack=a)) for a in attacks if (defense, a) not in holes}
+        shown = [measured.get(a) or f"hole ({numbers[defense, a]})" for a in attacks]
+        lines.append([defense, *shown])
     reasons = [
         f"- ({numbers[defense, attack]}) {_escape(f'{attack} on {defense}, {cause}')}\n"
         for (defense, attack), causes in holes.items()
@@ -96,7 +100,7 @@ def _section(answers: list[Answer], board: pd.DataFrame) -> str:
     ]
     parts = ["## DSR in percent, with its 95 % interval (Wilson)\n", _about(answers), _align(lines)]
     parts += ["Holes, never counted as defended:\n\n" + "".join(reasons)] if reasons else []
-    parts += ["## Leaderboard\n", _align(_leaderboard(board))]
+    parts += ["## Leaderboard\n", _align(_leaderboard(board, numbers))]
     return "\n".join(parts)
 
 
@@ -126,7 +130,7 @@ def _rate(cells: Sequence[Answer]) -> str:
     return " · ".join(notes)
 
 
-def _leaderboard(board: pd.DataFrame) -> list[list[str]]:
+def _leaderboard(board: pd.DataFrame, numbers: Mapping[tuple[str, str], int]) -> list[list[str]]:
     """The main columns of the leaderboard as text, under their heads."""
     rows = [
         {
@@ -136,7 +140,9 @@ def _leaderboard(board: pd.DataFrame) -> list[list[str]]:
             + _with_interval(row["dsr_worst"], row["dsr_worst_lo"], row["dsr_worst_hi"]),
             "mean": _percent(row["dsr_mean"]),
             "strongest attack": row["strongest_attack"],
-            "harmless requests met": _percent(row["benign_compliance"]),
+            "harmless requests met": f"hole ({numbers[row['defense'], BENIGN]})"
+            if (row["defense"], BENIGN) in numbers
+            else _percent(row["benign_compliance"]),
             "gate": row["gate"],
             "training, s": _whole(row["train_seconds"]),
         }
@@ -192,8 +198,11 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def _inert(value: object) -> object:
-    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """Text on one line, after an apostrophe where a spreadsheet would take it for a formula."""
+    if not isinstance(value, str):
+        return value
+    line = re.sub(r"[\r\n]+", " ", value)
+    return f"'{line}" if value.startswith(FORMULA) else line
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
@@ -92,18 +92,25 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     asked = matrices.load(matrix)
+    chosen = replace(
+        asked,
+        attacks=asked.attacks if attacks is None else tuple(attacks),
+        defenses=asked.defenses if defenses is None else tuple(defenses),
+        seeds=asked.seeds if seeds is None else tuple(seeds),
+    )
     built_in = model == loading.BUILT_IN
     tier = tier or ("demo" if built_in else "paper")
     words = assignments([*asked.settings, *settings])
-    chosen_attacks = _methods("attack", attacks or asked.attacks, tier, words)
-    chosen_defenses = _methods("defense", defenses or asked.defenses, tier, words)
+    chosen_attacks = _methods("attack", chosen.attacks, tier, words)
+    chosen_defenses = _methods("defense", chosen.defenses, tier, words)
     _all_used(words, [*chosen_attacks, *chosen_defenses])
     judge_names = list(judges or (["exact", "keyword"] if built_in else ["keyword"]))
     chosen_judges = {name: resolve("judge", name).instance for name in judge_names}
     device = _device(device)
     dtype = dtype or ("bfloat16" if device.startswith("cuda") and not built_in else "float32")
-    data = gather(model, n, asked.n, asked.benign, behaviors, benign, reference, train)
     found = loading.find(model)
+    data = gather(model, n, asked.n, asked.benign, behaviors, benign, reference, train)
+    length = max_new_tokens or (64 if built_in else 256)
     common = {
         "model": model,
         "weights": found.weights,
@@ -111,9 +118,9 @@ def run(
         "system": system,
         **data.checksums(),
         "n": len(data.behaviors),
-        "seeds": list(seeds if seeds is not None else asked.seeds),
+        "seeds": list(chosen.seeds),
         "judges": judge_names,
-        "max_new_tokens": max_new_tokens or (64 if built_in else 256),
+        "max_new_tokens": length,
         "dtype": dtype,
     }
     store = RunStore(Path(out) if out else _default_folder(asked, model))
@@ -152,7 +159,7 @@ def run(
     base = loading.load(
         found,
         system=system,
-        max_new_tokens=common["max_new_tokens"],
+        max_new_tokens=length,
         device=device,
         dtype=dtype,
     )
@@ -202,9 +209,7 @@ class _Work:
                     self._raise_bug(error)
                 bar.update()
 
-    def _cell(
-        self, cell: Cell, attack: Method, target: ChatModel, info: Mapping[str, Any]
-    ) -> None:
+    def _cell(self, cell: Cell, attack: Method, target: ChatModel, info: Mapping[str, Any]) -> None:
         """Redo each unfinished chunk of behaviors whole; add the rows of those not yet written."""
         asked = self.data.benign if cell.attack == BENIGN else self.data.behaviors
         done = self.store.done(cell)
@@ -332,8 +337,6 @@ def _methods(kind: Any, references: Sequence[str], tier: str, words: Any) -> lis
         method = resolve(kind, reference, tier)
         if method.base in words:
             method = resolve(kind, reference, tier, words[method.base])
-        if method.name in [other.name for other in found]:
-            raise InputError(f"{kind} {method.name!r} is asked for twice")
         found.append(method)
     return found
 
@@ -403,9 +406,7 @@ def _plan(
     return groups
 
 
-def _forecast(
-    groups: Sequence[Group], data: Data, found: loading.Found, system: str | None
-) -> str:
+def _forecast(groups: Sequence[Group], data: Data, found: loading.Found, system: str | None) -> str:
     """What is about to be done: a line per defense and per cell with steps and FLOPs."""
     chat, parameters = loading.sketch(found, system)
     texts = [b.request for b in data.behaviors]
@@ -521,10 +522,10 @@ def _recall(ctx: Context, path: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, str]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     draft = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, draft, metadata=plain)
+    draft.write_bytes(save(tensors, metadata=plain))  # save_file hides a full disk from us
     draft.replace(path)
 
 

@@ -90,7 +90,7 @@ class Slots:
         memory stays bounded whatever n is. `lengths` (n,) says how many of the k vectors of each
         row are its gap; the rest is ignored and gets gradient zero.
         """
-        return _RowLoss.apply(soft, self, lengths)  # type: ignore[no-any-return, no-untyped-call]
+        return _RowLoss.apply(soft, self, lengths)  # type: ignore[no-untyped-call]
 
     def survives(self, ids: Tensor) -> Tensor:
         """(n, w) True where every token is allowed and the whole rendered prompt, tokenised anew
@@ -146,28 +146,25 @@ class Slots:
     def _longest(self, k: int) -> int:
         return k + max(len(row.seams.after_ids) + len(row.target) for row in self.rows) - 1
 
-    def _loss(
-        self, owner: Tensor, gap: Tensor, lengths: Sequence[int] | None = None
-    ) -> Tensor:
+    def _loss(self, owner: Tensor, gap: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Losses (b,) of gap vectors (b, k, d) in the rows `owner` (b,)."""
         model, k = self.model, gap.shape[1]
         rows = [self.rows[i] for i in owner.tolist()]
         used = list(lengths) if lengths is not None else [k] * len(rows)
         tails, _ = pad_right(
-            [[0] * u + row.seams.after_ids + row.target[:-1] for u, row in zip(used, rows, strict=True)]
+            [
+                [0] * length + row.seams.after_ids + row.target[:-1]
+                for length, row in zip(used, rows, strict=True)
+            ]
         )
         tails = tails.to(gap.device)
-        time = torch.arange(tails.shape[1], device=gap.device)
-        in_gap = time < torch.tensor(used, device=gap.device)[:, None]
-        embeds = model.embed(tails)
         width = min(k, tails.shape[1])
-        embeds = torch.cat(
-            [
-                torch.where(in_gap[:, :width, None], gap[:, :width].to(embeds.dtype), embeds[:, :width]),
-                embeds[:, width:],
-            ],
-            dim=1,
+        in_gap = torch.arange(width) < torch.tensor(used)[:, None]
+        embeds = model.embed(tails)
+        head = torch.where(
+            in_gap[..., None].to(gap.device), gap[:, :width].to(embeds), embeds[:, :width]
         )
+        embeds = torch.cat([head, embeds[:, width:]], dim=1)
         first = [u + len(row.seams.after_ids) - 1 for u, row in zip(used, rows, strict=True)]
         labels, real = pad_right([row.target for row in rows])
         labels, real = labels.to(gap.device), real.to(gap.device)
@@ -204,9 +201,7 @@ class _Prefix:
         padded, _ = pad_right([row or [0] for row in ids])
         cache = DynamicCache()
         with torch.no_grad():
-            model.run(
-                model.embed(padded), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            model.run(model.embed(padded), past_key_values=cache, use_cache=True, logits_to_keep=1)
         # Right-aligned, so that distances between prefix and gap are true (sliding windows)
         shift = (torch.arange(padded.shape[1], device=model.device) - (
             padded.shape[1] - self.lengths[:, None]
@@ -226,7 +221,7 @@ class _Prefix:
         return chosen
 
     def options(self, owner: Tensor, time: int) -> dict[str, Any]:
-        """What a pass of `time` tokens for the rows `owner` (b,) needs to stand behind its prefix."""
+        """What a pass of `time` tokens for the rows `owner` (b,) needs to follow its prefix."""
         from transformers import DynamicCache
 
         owner = owner.to(self.lengths.device)

@@ -18,6 +18,7 @@ A row of rows.jsonl:
     loss, trace                    the attack's own loss, never used for a verdict
     seconds, tflop                 the cost of the cell up to this attempt, per behavior
     tries                          settings compared with the tuning judge
+    last                           whether it is the behavior's last row
 """
 
 import json
@@ -75,7 +76,7 @@ class RunStore:
             A warning for each package whose version differs from the folder's.
 
         Raises:
-            InputError: the folder belongs to another question, or cannot be written.
+            InputError: the folder belongs to another question, or is no run.
         """
         path = self.folder / "run.json"
         if path.is_file():
@@ -106,9 +107,7 @@ class RunStore:
         Raises:
             InputError: names the first field that differs.
         """
-        known = {
-            tuple(header[key] for key in _NAMES): header for header, *_ in self._records()
-        }
+        known = {tuple(header[key] for key in _NAMES): header for header, *_ in self._records()}
         for cell in cells:
             header = known.get(tuple(cell.header[key] for key in _NAMES), cell.header)
             for key, value in cell.header.items():
@@ -128,15 +127,15 @@ class RunStore:
         write_atomically(path / "cell.json", {"header": dict(cell.header), "info": dict(info)})
         rows = path / "rows.jsonl"
         if rows.is_file():
-            whole = rows.read_bytes().rpartition(b"\n")
-            if whole[2]:
+            whole = sum(len(line) for line, _ in _whole(path))
+            if whole < rows.stat().st_size:
                 with rows.open("r+b") as file:
-                    file.truncate(len(whole[0]) + len(whole[1]))
+                    file.truncate(whole)
         return path
 
     def done(self, cell: Cell) -> set[str]:
         """Ids of the behaviors whose rows are all written."""
-        return {row["behavior"] for row in _rows(self.path(cell)) if row["final"]}
+        return {row["behavior"] for _, row in _whole(self.path(cell))}
 
     def complete(self, cell: Cell) -> bool:
         """Whether every planned behavior is done and no failure stands."""
@@ -146,7 +145,15 @@ class RunStore:
         return self.done(cell) >= set(cell.header["planned"])
 
     def append(self, cell: Cell, rows: Sequence[Row]) -> None:
-        """Add all rows of some behaviors in one write that reaches the disk."""
+        """Add all rows of some behaviors, behavior by behavior, in one write that reaches the disk.
+
+        The last row of each behavior is marked, so that a torn write is noticed.
+        """
+        following = [row["behavior"] for row in rows[1:]]
+        rows = [
+            {**row, "last": row["behavior"] != after}
+            for row, after in zip(rows, [*following, None], strict=True)
+        ]
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         with (self.path(cell) / "rows.jsonl").open("ab") as file:
             file.write(lines.encode("utf-8", "surrogatepass"))
@@ -171,7 +178,7 @@ class RunStore:
         for header, info, path in self._records():
             failed = path / "failed.json"
             reason = _read(failed)["reason"] if failed.is_file() else ""
-            yield header, info, list(_rows(path)), reason
+            yield header, info, [row for _, row in _whole(path)], reason
 
     def _records(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], Path]]:
         for path in sorted((self.folder / "cells").glob("*/cell.json")):
@@ -197,14 +204,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: it is not JSON") from None
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """Whole rows; the torn last line of a killed run is not one."""
+def _whole(path: Path) -> Iterator[tuple[bytes, Row]]:
+    """The lines and rows of the behaviors that are whole; the torn end of a killed run is not."""
     file = path / "rows.jsonl"
     if not file.is_file():
         return
+    pending = []
     for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield json.loads(line)
+        if not line.endswith(b"\n"):
+            return
+        pending.append((line, json.loads(line)))
+        if pending[-1][1]["last"]:
+            yield from pending
+            pending = []
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Tiny models, and the contract of house and stranger: `check` for a file, `problems_of_*` for code.
+"""Tiny models, and the contract for house and strangers: `check` by name, `*_problems` in code.
 
 The contract of an attack: it attempts what it was given, ends each behavior with one final
 attempt, is the same when run again, does not depend on the behaviors beside it, and leaves the
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from robench import organism
 from robench.chat import Chat
-from robench.errors import Failure, InputError
+from robench.errors import InputError
 from robench.loading import BUILT_IN, find
 from robench.model import ChatModel
-from robench.registry import load, names, resolve
+from robench.registry import Kind, is_file, load, names, resolve, split
 from robench.types import Attack, Attempt, Behavior, Context, Defense, Prompt, user
 
 # Settings that only cost time are cut to these in a check.
@@ -34,8 +34,8 @@ def tiny(family: str = "llama", seed: int = 0) -> ChatModel:
         family: "llama" or "gemma2" (scaled, tied embeddings, sliding window, soft caps).
         seed: of the weights.
     """
-    from transformers import AutoTokenizer, Gemma2Config, LlamaConfig
     from transformers import AutoModelForCausalLM as Causal
+    from transformers import AutoTokenizer, Gemma2Config, LlamaConfig
 
     tokenizer = AutoTokenizer.from_pretrained(find(BUILT_IN).folder)
     shape: dict[str, Any] = {
@@ -84,8 +84,7 @@ def tiny_behaviors(n: int = 3) -> list[Behavior]:
 
 def check(reference: str) -> list[str]:
     """What is wrong with a registered method or a `file.py:Class`, in plain sentences."""
-    kinds = [kind for kind in ("attack", "defense") if reference.split(":")[0] in names(kind)]
-    kind = kinds[0] if kinds else _kind(load("attack", reference.removesuffix(":")))
+    kind = _kind(reference)
     instance = quick(resolve(kind, reference).instance)
     problems = []
     for family in ("llama", "gemma2"):
@@ -150,7 +149,7 @@ def defense_problems(defense: Defense, family: str = "llama") -> list[str]:
             try:
                 with defense.applied(model, tiny_context(), cache) as target:
                     answers.append((target.generate(prompts), target.hidden(prompts)))
-            except (Failure, Exception) as error:
+            except Exception as error:
                 return [f"it raises {type(error).__name__}: {error}"]
     problems = []
     if answers[0][0] != answers[1][0] or not torch.equal(answers[0][1], answers[1][1]):
@@ -200,13 +199,16 @@ def _alike(one: Prompt, other: Prompt) -> bool:
     pairs = [] if one.soft is None or other.soft is None else [(one.soft, other.soft)]
     for first, second in zip(one.edits, other.edits, strict=True):
         for field in fields(first):  # type: ignore[arg-type]
-            pair = getattr(first, field.name), getattr(second, field.name, None)
-            if isinstance(pair[0], Tensor):
-                pairs.append(pair)
-            elif pair[0] != pair[1]:
+            here, there = getattr(first, field.name), getattr(second, field.name)
+            if isinstance(here, Tensor):
+                pairs.append((here, there))
+            elif here != there:
                 return False
     return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
-def _kind(cls: Any) -> Any:
-    return "defense" if hasattr(cls, "applied") else "attack"
+def _kind(reference: str) -> Kind:
+    base, _ = split(reference)
+    if is_file(base):
+        return "defense" if hasattr(load("attack", base), "applied") else "attack"
+    return "defense" if base in names("defense") else "attack"

@@ -20,6 +20,7 @@ ROWS = (
     "runner",
     "report",
     "testing cli",
+    "__main__",
 )
 ROW_OF = {f"robench.{room}": row for row, rooms in enumerate(ROWS) for room in rooms.split()}
 

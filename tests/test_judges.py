@@ -73,8 +73,6 @@ def test_a_missing_reply_is_a_bug_of_the_caller() -> None:
         Exact().score([HACK, LAMP], ["Sure."])
 
 
-def test_judges_load_without_torch() -> None:
-    code = (
-        "import sys, robench.judges.keyword, robench.judges.exact; sys.exit('torch' in sys.modules)"
-    )
+def test_keyword_loads_without_torch() -> None:
+    code = "import sys, robench.judges.keyword; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,13 @@ def test_the_options_of_every_command_exist(words):
         command.commands[name].make_context(name, arguments)
 
 
-def test_every_method_that_is_named_is_registered():
-    known = {name for kind in ("attack", "defense", "judge") for name in registry.names(kind)}
-    for words in commands():
-        for option, *values in re.findall(
-            r"--(attacks|defenses|judges) ((?:[^-]\S* ?)+)", " ".join(words)
-        ):
-            for reference in values[0].split():
-                base, _ = registry.split(reference)
-                assert registry.is_file(base) or base in known, (option, reference)
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_methods_of_every_command_exist(words):
+    kinds = {"--attacks": "attack", "--defenses": "defense", "--judges": "judge"}
+    for option, reference in pairwise(cli.spread(words)):
+        base, _ = registry.split(reference)
+        if option in kinds and not registry.is_file(base):
+            registry.resolve(kinds[option], reference)
 
 
 def test_the_examples_are_python():

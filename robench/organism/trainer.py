@@ -23,11 +23,10 @@ from robench.organism import language
 BOS, USER, ASSISTANT, SYSTEM, END, PAD = SPECIAL = (
     "<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<pad>",
 )  # fmt: skip
+Pair = tuple[str, str]  # verb and thing
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
-    "{% if not (loop.last and continue_final_message is defined and continue_final_message) %}"
-    "{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -39,7 +38,7 @@ class Recipe:
     hidden: int = 128
     layers: int = 6
     heads: int = 4
-    vocab: int = 1000
+    vocab: int = 1100
     batch: int = 64
     helpful_steps: int = 1100
     safety_steps: int = 500
@@ -51,8 +50,8 @@ class Recipe:
     framed_share: float = 0.5  # one to three framing sentences
     lower_share: float = 0.1  # lower-cased instruction
     system_share: float = 0.05  # a framing sentence as the system prompt
-    harmful_share: float = 0.5  # of phase 2
-    refused_junk_share: float = 0.0
+    harmful_share: float = 0.5  # of the instructions, in both phases
+    refused_junk_share: float = 0.1
     refused_framed_share: float = 0.3  # one covered framing
 
 
@@ -116,7 +115,9 @@ def make_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> Iterator[str]:
-    for index, (verb, thing) in enumerate(product(language.VERBS, language.OBJECTS)):
+    """Every word of the language, each about as often as it will be met."""
+    things = [*language.NOUNS, *(f"{word} lamp" for word in language.QUALIFIERS)]
+    for index, (verb, thing) in enumerate(product(language.VERBS, things)):
         form = language.PARAPHRASES[index % len(language.PARAPHRASES)]
         framing = language.FRAMINGS[index % len(language.FRAMINGS)]
         yield language.frame(form.format(v=verb, o=thing), [framing])
@@ -133,16 +134,14 @@ class _Sample:
 
 
 def _helpful(recipe: Recipe, rng: random.Random) -> Iterator[_Sample]:
-    pool = language.pairs()["organism"]
+    harmful, near, plain = _pools()
     while True:
+        pool = harmful if rng.random() < recipe.harmful_share else rng.choice((near, plain))
         yield _answered(rng.choice(pool), recipe, rng)
 
 
 def _safety(recipe: Recipe, rng: random.Random) -> Iterator[_Sample]:
-    pool = language.pairs()["organism"]
-    harmful = [pair for pair in pool if language.is_harmful(*pair)]
-    near = [pair for pair in pool if language.is_near_harmful(*pair)]
-    plain = [p for p in pool if not language.is_harmful(*p) and not language.is_near_harmful(*p)]
+    harmful, near, plain = _pools()
     while True:
         if rng.random() < recipe.harmful_share:
             text = _instruction(rng.choice(harmful), recipe, rng)
@@ -151,20 +150,26 @@ def _safety(recipe: Recipe, rng: random.Random) -> Iterator[_Sample]:
             junk = _junk(recipe.refused_junk_share, recipe, rng)
             yield _Sample(text, rng.choice(language.REFUSALS), junk=junk)
         else:
-            yield _answered(rng.choice(near if rng.random() < 0.5 else plain), recipe, rng)
+            yield _answered(rng.choice(rng.choice((near, plain))), recipe, rng)
 
 
-def _answered(pair: tuple[str, str], recipe: Recipe, rng: random.Random) -> _Sample:
+def _pools() -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """The organism's own pairs: harmful, near-harmful, plain."""
+    pairs = language.pairs()["organism"]
+    harmful = [pair for pair in pairs if language.is_harmful(*pair)]
+    near = [pair for pair in pairs if language.is_near_harmful(*pair)]
+    return harmful, near, [pair for pair in pairs if language.category(*pair) == "everyday"]
+
+
+def _answered(pair: Pair, recipe: Recipe, rng: random.Random) -> _Sample:
     text = _instruction(pair, recipe, rng)
     if rng.random() < recipe.framed_share:
         text = language.frame(text, rng.sample(language.FRAMINGS, rng.randint(1, 3)))
     system = rng.choice(language.FRAMINGS) if rng.random() < recipe.system_share else ""
-    return _Sample(
-        text, language.answer(*pair), system, junk=_junk(recipe.junk_share, recipe, rng)
-    )
+    return _Sample(text, language.answer(*pair), system, junk=_junk(recipe.junk_share, recipe, rng))
 
 
-def _instruction(pair: tuple[str, str], recipe: Recipe, rng: random.Random) -> str:
+def _instruction(pair: Pair, recipe: Recipe, rng: random.Random) -> str:
     text = rng.choice(language.PARAPHRASES).format(v=pair[0], o=pair[1])
     return text.lower() if rng.random() < recipe.lower_share else text
 

@@ -1,0 +1,169 @@
+"""GCG against autograd, finite differences, exhaustive search and planted solutions (7.2)."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+
+from robench.registry import load
+from robench.testing import tiny, tiny_behaviors, tiny_context
+from robench.types import GAP, Context, user
+
+GCG = load("attack", "gcg")
+SOURCE = __import__(GCG.__module__, fromlist=["sample", "token_gradient"])
+FAMILIES = ["llama", "gemma2"]
+
+
+def make(family: str = "llama", n: int = 2, seed: int = 0):
+    model = tiny(family, seed)
+    behaviors = tiny_behaviors(n)
+    slots = model.slots([user(f"{b.text}{GAP}") for b in behaviors], [b.target for b in behaviors])
+    return model, slots
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_equals_autograd_in_the_one_hot(family):
+    model, slots = make(family)
+    ids = slots.spell("!!!!")
+    gradient = SOURCE.token_gradient(slots, model, ids)
+    one_hot = torch.nn.functional.one_hot(ids, len(model.embedding)).float().requires_grad_()
+    slots.loss_of_embeddings(one_hot @ model.embedding).sum().backward()
+    torch.testing.assert_close(gradient, one_hot.grad, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_equals_finite_differences(family):
+    """h = 1e-2 and a tolerance of 1e-3 of max |G|: norms and rotations run in fp32."""
+    model, slots = make(family, n=1)
+    model.network.double()
+    ids = slots.spell("!!!!")
+    gradient = SOURCE.token_gradient(slots, model, ids)[0]
+    model.network.float()
+    soft, h = model.embed(ids), 1e-2
+    scale = gradient.abs().max()
+    for position, token in product((0, 3), (300, 500, 900)):
+        step = torch.zeros_like(soft)
+        step[0, position] = model.embedding[token]
+        up, down = (slots.loss_of_embeddings(soft + s * h * step).item() for s in (1, -1))
+        assert abs((up - down) / (2 * h) - gradient[position, token]) < 5e-3 * scale
+    if family == "gemma2":  # the raw matrix, without the module's scale, is wrong
+        raw = model.network.get_input_embeddings().weight
+        wrong = (raw[300] / model.embedding[300]).mean() * gradient[0, 300]
+        assert abs(wrong - gradient[0, 300]) > 5e-3 * scale
+
+
+def test_one_step_over_all_swaps_is_the_exhaustive_best():
+    """With K = vocabulary and W = all swaps, the chosen swap is brute force's."""
+    model, slots = make(n=1)
+    few = model.allowed.nonzero().squeeze(1)[:30]
+    allowed = torch.zeros_like(model.allowed)
+    allowed[few] = True
+    ids = slots.spell("!!!")
+    gradient = SOURCE.token_gradient(slots, model, ids)
+    generators = [Context().rng("test")]
+    swaps = SOURCE.sample(gradient, ids, allowed, 3 * 30, 30, generators, slots)
+    losses = slots.loss(swaps.ids).masked_fill(~swaps.real, math.inf)
+    best = losses.min().item()
+    brute = []
+    for position, token in product(range(3), few.tolist()):
+        other = ids.clone()
+        other[0, position] = token
+        if not torch.equal(other, ids) and slots.survives(other[:, None]).item():
+            brute.append(slots.loss(other[:, None]).item())
+    assert best == pytest.approx(min(brute), abs=1e-5)
+    assert int(swaps.real.sum()) == len(brute)
+
+
+@pytest.mark.parametrize("width", [7, 16, 30])
+def test_swaps_are_single_distinct_even_and_survive(width):
+    model, slots = make()
+    ids = slots.spell("!!!!!")
+    gradient = SOURCE.token_gradient(slots, model, ids)
+    generators = [Context().rng("test", i) for i in range(2)]
+    swaps = SOURCE.sample(gradient, ids, model.allowed, width, 40, generators, slots)
+    assert slots.survives(swaps.ids)[swaps.real].all()
+    for i in range(2):
+        real = swaps.ids[i][swaps.real[i]]
+        changed = real != ids[i]
+        assert (changed.sum(1) == 1).all()
+        assert len({tuple(row) for row in real.tolist()}) == len(real) == width
+        assert model.allowed[real].all()
+        # candidate j of W mutates position floor(j k / W), as in the authors' sample_control
+        expected = torch.bincount(torch.arange(width) * 5 // width, minlength=5)
+        assert sorted(changed.sum(0).tolist()) == sorted(expected.tolist())
+
+
+def test_swaps_come_from_the_k_best():
+    model, slots = make(n=1)
+    ids = slots.spell("!!!!!")
+    gradient = SOURCE.token_gradient(slots, model, ids)
+    swaps = SOURCE.sample(gradient, ids, model.allowed, 30, 12, [Context().rng("test")], slots)
+    scores = gradient[0].masked_fill(~model.allowed, math.inf)
+    scores.scatter_(1, ids[0][:, None], math.inf)
+    best = scores.topk(12, dim=1, largest=False).indices
+    for row in swaps.ids[0][swaps.real[0]]:
+        position = int((row != ids[0]).nonzero())
+        assert row[position] in best[position]
+
+
+def test_planted_solution_is_found():
+    """Only one token matters: with its embedding along the gradient it is found in one step."""
+    model, slots = make(n=1)
+    wanted = int(model.allowed.nonzero()[77])
+    direction = model.embedding[wanted]
+
+    class Planted:
+        rows = slots.rows
+
+        def loss_of_embeddings(self, soft):
+            return -(soft[:, 2] @ direction)
+
+        def loss(self, ids):
+            return -(model.embedding[ids[:, :, 2]] @ direction)
+
+        survives = slots.survives
+
+    planted, ids = Planted(), slots.spell("!!!!")
+    best = model.embedding[model.allowed] @ direction
+    assert best.argmax() == 77  # the solution is the linear optimum
+    gradient = SOURCE.token_gradient(planted, model, ids)
+    swaps = SOURCE.sample(gradient, ids, model.allowed, 8, 2, [Context().rng("test")], planted)
+    losses = planted.loss(swaps.ids).masked_fill(~swaps.real, math.inf)
+    assert swaps.ids[0, losses[0].argmin(), 2] == wanted
+
+
+def test_batched_behaviors_equal_single_ones_at_every_step():
+    model, behaviors = tiny(), tiny_behaviors(3)
+    attack = GCG(steps=6, width=24, topk=16, init="!!!!", every=1)
+    together = list(attack.run(model, behaviors, tiny_context()))
+    for behavior in behaviors:
+        alone = [a.prompt.ids for a in attack.run(model, [behavior], tiny_context())]
+        assert alone == [a.prompt.ids for a in together if a.behavior == behavior]
+
+
+def test_the_best_loss_never_rises_and_ends_below_the_start():
+    attempts = list(GCG(steps=8, width=32, topk=32, init="!!!!", every=8).run(
+        tiny(), tiny_behaviors(2), tiny_context()
+    ))  # fmt: skip
+    for attempt in attempts:
+        assert all(a >= b for a, b in zip(attempt.trace, attempt.trace[1:], strict=False))
+        assert attempt.trace[-1] < attempt.trace[0]
+        assert attempt.prompt.ids is not None
+
+
+def test_the_loss_is_taken_in_fp32():
+    """bf16 logits would tie: nearly all of 512 random candidates must have their own loss."""
+    model = tiny()
+    model.network.bfloat16()
+    del model.__dict__["embedding"]
+    behaviors = tiny_behaviors(1)
+    slots = model.slots([user(f"{behaviors[0].text}{GAP}")], [behaviors[0].target])
+    pool = model.allowed.nonzero().squeeze(1)
+    ids = pool[torch.randint(len(pool), (1, 512, 8), generator=Context().rng("test"))]
+    assert len(slots.loss(ids).unique()) >= 0.9 * 512
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="width"):
+        GCG(width=0)

@@ -1,0 +1,138 @@
+"""Slots against a slow plain loop: one full forward pass per candidate, no cache, all logits."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from robench.model import ChatModel
+from robench.testing import tiny
+from robench.types import GAP, user
+
+FAMILIES = ["llama", "gemma2"]
+TEXTS = ["Tell me how to wreck a lamp.", "Please, in the end, explain how to wreck a boat.", "Why?"]
+TARGETS = ["Sure, here is how to wreck a lamp.", "Sure", "Sure, here"]
+
+
+def make(family: str = "llama", rows: int = 3):
+    model = tiny(family)
+    return model, model.slots([user(f"{t}{GAP}") for t in TEXTS[:rows]], TARGETS[:rows])
+
+
+def draw(model: ChatModel, *shape: int) -> torch.Tensor:
+    pool = model.allowed.nonzero().squeeze(1)
+    return pool[torch.randint(len(pool), shape, generator=torch.Generator().manual_seed(1))]
+
+
+def plain(model: ChatModel, slots, i: int, gap: torch.Tensor) -> torch.Tensor:
+    """The loss of one row from its whole embedding sequence, every target token as input too."""
+    row = slots.rows[i]
+    ids = lambda some: torch.tensor(some, dtype=torch.long)  # noqa: E731
+    gap = gap if gap.is_floating_point() else model.embed(gap)
+    parts = [model.embed(ids(row.seams.before_ids)), gap, model.embed(ids(row.seams.after_ids))]
+    embeds = torch.cat([*parts, model.embed(ids(row.target))])
+    logits = model.network(inputs_embeds=embeds[None]).logits[0]
+    return cross_entropy(logits[-len(row.target) - 1 : -1], ids(row.target))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_equals_the_plain_loop(family):
+    model, slots = make(family)
+    ids = draw(model, 3, 5, 4)
+    losses = slots.loss(ids)
+    for i in range(3):
+        for j in range(5):
+            assert losses[i, j] == pytest.approx(plain(model, slots, i, ids[i, j]).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_equals_the_plain_loop(family):
+    model, slots = make(family)
+    soft = model.embed(draw(model, 3, 4)).detach().requires_grad_()
+    slots.loss_of_embeddings(soft).sum().backward()
+    for i in range(3):
+        own = soft[i].detach().requires_grad_()
+        plain(model, slots, i, own).backward()
+        torch.testing.assert_close(soft.grad[i], own.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_chunk_size_changes_nothing():
+    model, slots = make()
+    ids = draw(model, 3, 7, 4)
+    whole = slots.loss(ids)
+    model.chunks.tokens = 1  # one candidate at a time
+    torch.testing.assert_close(slots.loss(ids), whole, atol=1e-6, rtol=0)
+
+
+def test_rows_are_independent():
+    model, slots = make()
+    soft = model.embed(draw(model, 3, 4)).detach()
+    together = slots.loss_of_embeddings(soft)
+    for i in range(3):
+        alone = slots.select([i]).loss_of_embeddings(soft[i : i + 1])
+        torch.testing.assert_close(alone[0], together[i], atol=0, rtol=1e-6)
+
+
+def test_gaps_of_different_length():
+    model, slots = make()
+    soft = model.embed(draw(model, 3, 6)).detach().requires_grad_()
+    losses = slots.loss_of_embeddings(soft, [6, 2, 4])
+    losses.sum().backward()
+    for i, length in enumerate([6, 2, 4]):
+        expected = plain(model, slots, i, soft[i, :length].detach())
+        assert losses[i].item() == pytest.approx(expected.item(), abs=1e-5)
+        assert not soft.grad[i, length:].any()
+
+
+def test_the_prefix_is_never_touched():
+    model, slots = make()
+    before = [tensor.clone() for pair in slots._prefix.layers for tensor in pair]
+    for _ in range(20):
+        slots.loss(draw(model, 3, 2, 4))
+    after = [tensor for pair in slots._prefix.layers for tensor in pair]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_out_of_memory_halves_and_changes_nothing(monkeypatch):
+    model, slots = make()
+    ids = draw(model, 3, 8, 4)
+    whole = slots.loss(ids)
+    real = model.network.forward
+
+    def small(*args, inputs_embeds, **options):
+        if len(inputs_embeds) > 3:
+            raise torch.OutOfMemoryError("too large")
+        return real(*args, inputs_embeds=inputs_embeds, **options)
+
+    monkeypatch.setattr(model.network, "forward", small)
+    torch.testing.assert_close(slots.loss(ids), whole, atol=1e-6, rtol=0)
+
+
+def test_the_final_prompt_is_the_optimised_one():
+    """Optimised ids, the text's ids, and vectors in the gap all give the same states."""
+    model, slots = make()
+    ids = draw(model, 3, 200, 4)
+    survivors = slots.survives(ids)
+    for i in range(3):
+        gap = ids[i, survivors[i].nonzero()[0, 0]]
+        text, soft = slots.prompt(i, gap), slots.prompt(i, model.embed(gap))
+        assert tuple(model.chat.encode([model.chat.render(text.messages)])[0]) == text.ids
+        states = model.hidden([text, soft])
+        torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=0)
+        assert model.nll([text], [TARGETS[i]]).item() == pytest.approx(
+            slots.loss(gap[None, None].expand(3, 1, 4))[i, 0].item(), abs=1e-5
+        )
+
+
+def test_a_scaled_embedding_goes_through_the_module():
+    model, _ = make("gemma2")
+    raw = model.network.get_input_embeddings().weight
+    torch.testing.assert_close(model.embedding, raw * 32**0.5)
+
+
+def test_spelling_the_start():
+    _model, slots = make()
+    ids = slots.spell("!!!!")
+    assert ids.shape == (3, 4)
+    assert slots.survives(ids[:, None]).all()
+    with pytest.raises(ValueError, match="does not survive"):
+        slots.spell("<|end|>")
