@@ -6,12 +6,11 @@ judged the same way. Cells are grouped by defense and seed, so each defense is p
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
@@ -22,7 +21,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from robench import loading, matrices
+from robench import artifacts, loading, matrices
 from robench.config import as_dict, assignments, digest, suggestion
 from robench.data import Data, gather
 from robench.degeneration import degenerate
@@ -215,7 +214,7 @@ class _Work:
         done = self.store.done(cell)
         ctx = self._context(cell.seed)
         memo = self.store.path(cell) / "memo.safetensors"
-        _recall(ctx, memo)
+        artifacts.recall(ctx, memo)
         size = cell.header["chunk"]
         for start in range(0, len(asked), size):
             chunk = asked[start : start + size]
@@ -225,7 +224,7 @@ class _Work:
             stamped = self._attack(attack, target, chunk, ctx)
             tensors = self.store.path(cell) / "tensors" / f"{start:05d}.safetensors"
             rows = self._answer(stamped, target, tensors)
-            _remember(ctx, memo)
+            artifacts.remember(ctx, memo)
             self.store.append(cell, [row for row in rows if row["behavior"] in waiting])
 
     def _attack(
@@ -265,7 +264,7 @@ class _Work:
         replies = target.replies([attempt.prompt for attempt in attempts])
         texts = [reply.text for reply in replies]
         scores = {name: judge.score(behaviors, texts) for name, judge in self.judges.items()}
-        keys = _save_tensors([attempt.prompt for attempt in attempts], tensors)
+        keys = artifacts.save_prompts([attempt.prompt for attempt in attempts], tensors)
         rows = []
         for i, (attempt, seconds, tflop) in enumerate(stamped):
             prompt, reply = attempt.prompt, replies[i]
@@ -473,60 +472,6 @@ def _round_trip(prompt: Prompt, rendered: str, target: ChatModel) -> bool | None
         return None
     (ids,) = target.chat.encode([rendered])
     return ids == list(prompt.ids)
-
-
-def _save_tensors(prompts: Sequence[Prompt], path: Path) -> list[str | None]:
-    """Save soft prompts and edits; return for each prompt the key of its tensors, if any.
-
-    A tensor is named `PROMPT.soft` or `PROMPT.edits.NUMBER.FIELD`; other fields of an edit stand
-    in the file's metadata.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    plain: dict[str, str] = {}
-    keys: list[str | None] = []
-    for i, prompt in enumerate(prompts):
-        if prompt.access == "text":
-            keys.append(None)
-            continue
-        keys.append(f"{path.name}:{i}")
-        if prompt.soft is not None:
-            tensors[f"{i}.soft"] = prompt.soft.contiguous()
-        for number, edit in enumerate(prompt.edits):
-            for field in fields(edit):  # type: ignore[arg-type]
-                value = getattr(edit, field.name)
-                name = f"{i}.edits.{number}.{field.name}"
-                if isinstance(value, torch.Tensor):
-                    tensors[name] = value.contiguous().clone()
-                else:
-                    plain[name] = json.dumps(value)
-            plain[f"{i}.edits.{number}"] = type(edit).__name__
-    if tensors or plain:
-        _write_tensors(path, tensors, plain)
-    return keys
-
-
-def _remember(ctx: Context, path: Path) -> None:
-    """Store what the attack fitted once, so that a resumed cell uses the same."""
-    if ctx.memory:
-        flat = {f"{key}/{name}": t for key, made in ctx.memory.items() for name, t in made.items()}
-        _write_tensors(path, {name: t.contiguous() for name, t in flat.items()}, {})
-
-
-def _recall(ctx: Context, path: Path) -> None:
-    if path.is_file():
-        from safetensors.torch import load_file
-
-        for name, tensor in load_file(path).items():
-            key, _, part = name.rpartition("/")
-            ctx.memory.setdefault(key, {})[part] = tensor
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_bytes(save(tensors, metadata=plain))  # save_file hides a full disk from us
-    draft.replace(path)
 
 
 def _number(score: float) -> float | None:

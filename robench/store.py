@@ -81,12 +81,9 @@ class RunStore:
         path = self.folder / "run.json"
         if path.is_file():
             known = _read(path)
-            for key, value in question.items():
-                if known["question"].get(key) != value:
-                    raise InputError(
-                        f"{self.folder} was made for {key} = {_short(known['question'].get(key))}, "
-                        f"not {_short(value)}; choose another --out"
-                    )
+            differs = _difference(known["question"], question)
+            if differs:
+                raise InputError(f"{self.folder} was made for {differs}; choose another --out")
             changed = {k: v for k, v in known["versions"].items() if versions.get(k, v) != v}
             return [f"{k} was {v} here, is now {versions[k]}" for k, v in changed.items()]
         if self.folder.is_dir() and any(self.folder.iterdir()):
@@ -110,12 +107,12 @@ class RunStore:
         known = {tuple(header[key] for key in _NAMES): header for header, *_ in self._records()}
         for cell in cells:
             header = known.get(tuple(cell.header[key] for key in _NAMES), cell.header)
-            for key, value in cell.header.items():
-                if header.get(key) != value:
-                    raise InputError(
-                        f"{self.folder} holds {cell.defense} x {cell.attack} with {key} = "
-                        f"{_short(header.get(key))}, not {_short(value)}; choose another --out"
-                    )
+            differs = _difference(header, cell.header)
+            if differs:
+                raise InputError(
+                    f"{self.folder} holds {cell.defense} x {cell.attack} with {differs}; "
+                    "choose another --out"
+                )
 
     def path(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
@@ -217,6 +214,25 @@ def _whole(path: Path) -> Iterator[tuple[bytes, Row]]:
         if pending[-1][1]["last"]:
             yield from pending
             pending = []
+
+
+def _difference(known: Mapping[str, Any], asked: Mapping[str, Any], place: str = "") -> str:
+    """The first field in which two records differ, with both values; "" where they are equal."""
+    for key, value in asked.items():
+        was = known.get(key)
+        if isinstance(was, dict) and isinstance(value, dict):
+            inner = _difference(was, value, f"{place}{key}.")
+            if inner:
+                return inner
+        elif was != value:
+            if _is_hash(was) and _is_hash(value):
+                return f"other {place}{key}"
+            return f"{place}{key} = {_short(was)}, not {_short(value)}"
+    return ""
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _short(value: Any) -> str:

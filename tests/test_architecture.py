@@ -16,7 +16,7 @@ ROWS = (
     "organism.language",
     "slots model probes corpus",
     "adapters behaviors judges loading organism",
-    "metrics store data",
+    "metrics store artifacts data",
     "runner",
     "report",
     "testing cli",

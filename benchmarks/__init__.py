@@ -1,0 +1,1 @@
+"""Speed: each `python -m benchmarks.NAME` measures one thing and prints a table."""
