@@ -102,7 +102,7 @@ def run(
     words = assignments([*asked.settings, *settings])
     chosen_attacks = _methods("attack", chosen.attacks, tier, words)
     chosen_defenses = _methods("defense", chosen.defenses, tier, words)
-    _all_used(words, [*chosen_attacks, *chosen_defenses])
+    _all_used(assignments(settings), [*chosen_attacks, *chosen_defenses])
     judge_names = list(judges or (["exact", "keyword"] if built_in else ["keyword"]))
     chosen_judges = {name: resolve("judge", name).instance for name in judge_names}
     device = _device(device)
@@ -115,12 +115,12 @@ def run(
         "weights": found.weights,
         "template": found.template,
         "system": system,
-        **data.checksums(),
         "n": len(data.behaviors),
         "seeds": list(chosen.seeds),
         "judges": judge_names,
         "max_new_tokens": length,
         "dtype": dtype,
+        **data.checksums(),
     }
     store = RunStore(Path(out) if out else _default_folder(asked, model))
     if asked.name == "smoke":

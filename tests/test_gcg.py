@@ -156,7 +156,6 @@ def test_the_loss_is_taken_in_fp32():
     """bf16 logits would tie: nearly all of 512 random candidates must have their own loss."""
     model = tiny()
     model.network.bfloat16()
-    del model.__dict__["embedding"]
     behaviors = tiny_behaviors(1)
     slots = model.slots([user(f"{behaviors[0].text}{GAP}")], [behaviors[0].target])
     pool = model.allowed.nonzero().squeeze(1)
