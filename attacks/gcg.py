@@ -78,7 +78,7 @@ class GCG:
                     )
 
     def forecast(self, lengths: Lengths) -> Forecast:
-        read = len(self.init.split()) + lengths.target
+        read = lengths.tokens(self.init) + lengths.target
         return Forecast(self.steps, self.steps * (self.width + 1) * read, self.steps * read)
 
 

@@ -411,7 +411,7 @@ def _forecast(groups: Sequence[Group], data: Data, found: loading.Found, system:
     texts = [b.request for b in data.behaviors]
     prompts = chat.encode([chat.render([{"role": "user", "content": text}]) for text in texts])
     targets = chat.encode([b.target for b in data.behaviors])
-    lengths = Lengths(_mean(prompts), _mean(targets))
+    lengths = Lengths(_mean(prompts), _mean(targets), lambda text: len(chat.encode([text])[0]))
     lines = [f"{'defense':24} {'attack':24} {'steps':>6} {'TFLOP':>10}"]
     total = 0.0
 
@@ -440,7 +440,7 @@ def _forecast(groups: Sequence[Group], data: Data, found: loading.Found, system:
 def _steps(attack: Method) -> int | None:
     if not hasattr(attack.instance, "forecast"):
         return None
-    return attack.instance.forecast(Lengths(1, 1)).steps or None
+    return attack.instance.forecast(Lengths(1, 1, len)).steps or None
 
 
 def _mean(rows: Sequence[Sequence[int]]) -> int:
