@@ -18,12 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from robench.model import ChatModel
-from robench.probes import Probes, fit, lengths, perturbation
+from robench.probes import Probes, lengths, perturbation
 from robench.types import Attempt, Behavior, Context, Edit, Prompt, user
 
-from .steering import ROLES, Positions, among, best, read
+from .steering import ROLES, Positions, among, best, probes, read
 
-HELD = 0.25  # the share of the references that measures the probes' accuracy
 WEAK = "below-p1"  # the tag of attempts where no probe was accurate enough: the best one acts
 
 
@@ -129,14 +128,6 @@ def steered(
             final=True,
             tries=len(grid) if len(grid) > 1 else 0,
         )
-
-
-def probes(harmful: Tensor, harmless: Tensor) -> Probes:
-    """A probe per layer 0..L from states (n, L+1, d) of each kind, the last of each held out."""
-    n = len(harmful)
-    held = torch.arange(n) >= n - round(HELD * n)
-    labels = torch.arange(2 * n) < n
-    return fit(torch.cat([harmful, harmless]), labels, held.repeat(2))
 
 
 def active(accuracy: Tensor, p1: float) -> list[int]:

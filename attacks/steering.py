@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robench.errors import Failure
 from robench.model import ChatModel
+from robench.probes import Probes, fit
 from robench.types import LAST, PROMPT, REPLY, Behavior, Context, Edit, Prompt, user
 
 # prompt: every prompt token; last: the last one only; each: the last one and every generated
@@ -20,6 +21,7 @@ ROLES: dict[Positions, tuple[int, ...]] = {
     "all": (PROMPT, LAST, REPLY),
 }
 LEAST = 4  # references of either kind
+HELD = 0.25  # the share of the references that measures the probes' accuracy
 
 
 def among(role: Tensor, roles: Sequence[int]) -> Tensor:
@@ -68,3 +70,11 @@ def best(model: ChatModel, settings: Sequence[Sequence[Edit]], ctx: Context) -> 
     scores = ctx.judge.score([*ctx.tune] * len(settings), model.generate(prompts))
     broken = torch.tensor(scores).view(len(settings), -1).ge(0.5).sum(1).tolist()
     return max(range(len(settings)), key=broken.__getitem__)
+
+
+def probes(harmful: Tensor, harmless: Tensor) -> Probes:
+    """A probe per layer 0..L from states (n, L+1, d) of each kind, the last of each held out."""
+    n = len(harmful)
+    held = torch.arange(n) >= n - round(HELD * n)
+    labels = torch.arange(2 * n) < n
+    return fit(torch.cat([harmful, harmless]), labels, held.repeat(2))

@@ -152,7 +152,7 @@ def _leaderboard(board: pd.DataFrame, numbers: Mapping[tuple[str, str], int]) ->
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{_percent(value)} [{_percent(low)}, {_percent(high)}]"
+    return "?" if math.isnan(value) else f"{_percent(value)} [{_percent(low)}, {_percent(high)}]"
 
 
 def _percent(share: float) -> str:

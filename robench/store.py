@@ -76,7 +76,7 @@ class RunStore:
             A warning for each package whose version differs from the folder's.
 
         Raises:
-            InputError: the folder belongs to another question, or is no run.
+            InputError: the folder belongs to another question, is no run, or cannot be made.
         """
         path = self.folder / "run.json"
         if path.is_file():
@@ -88,6 +88,10 @@ class RunStore:
             return [f"{k} was {v} here, is now {versions[k]}" for k, v in changed.items()]
         if self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(f"{self.folder} is not empty and is no run; choose another --out")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.folder}: {error.strerror}") from error
         write_atomically(path, {"question": dict(question), "versions": dict(versions)})
         return []
 
