@@ -46,6 +46,7 @@ COLUMNS = [
     "dsr_any",
     "seconds",
     "tflop",
+    "dsr_mean_tag",
 ]
 BOARD = [
     "rank",
