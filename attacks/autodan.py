@@ -156,6 +156,6 @@ def losses(
 
 
 def _tokens(templates: Sequence[str], lengths: Lengths) -> int:
-    """Tokens of one generation, a template's words counted as one each."""
-    words = sum(len(template.split()) for template in templates)
-    return words + len(templates) * (lengths.prompt + lengths.target)
+    """Tokens of one generation."""
+    own = sum(lengths.tokens(template) for template in templates)
+    return own + len(templates) * (lengths.prompt + lengths.target)

@@ -74,5 +74,5 @@ class SoftPrompt:
                 )
 
     def forecast(self, lengths: Lengths) -> Forecast:
-        read = self.steps * (len(self.init.split()) + lengths.target)
+        read = self.steps * (lengths.tokens(self.init) + lengths.target)
         return Forecast(self.steps, read, read)

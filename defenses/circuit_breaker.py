@@ -46,7 +46,7 @@ class CircuitBreaker:
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "demo": {"rate": 1e-3, "dropout": 0.0},
+        "demo": {"rate": 1e-3, "dropout": 0.0, "spread": 1e-2},
     }
 
     def __post_init__(self) -> None:

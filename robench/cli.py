@@ -18,6 +18,8 @@ from robench.errors import InputError
 
 WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 130
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
 MANY = ("--attacks", "--defenses", "--judges", "--seeds", "--set")  # several values after one word
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -44,7 +46,7 @@ def main() -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             kept = "; what was recorded is kept, and the same command continues"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        elif error.errno in UNWRITABLE:
             kept = ""
         else:
             raise

@@ -19,7 +19,7 @@ from torch import Tensor
 from robench.batching import Chunks, pad_left, pad_right
 from robench.chat import Chat, common
 from robench.errors import InputError
-from robench.hooks import Placed, blocks, edited, kept
+from robench.hooks import Placed, at_depth, blocks, edited, kept, number
 from robench.types import GAP, Edit, Message, Prompt
 
 if TYPE_CHECKING:
@@ -132,6 +132,22 @@ class ChatModel:
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (...) -> effective embeddings (..., d)."""
         return self.network.get_input_embeddings()(ids.to(self.device))
+
+    def numbered(self, layers: Sequence[int] | tuple[float, float]) -> list[int]:
+        """Layers 0..L, ascending, from numbers that may count from L or from a range of depths.
+
+        Raises:
+            InputError: this model has no such layer, or no such depth.
+        """
+        if all(isinstance(layer, int) for layer in layers):
+            try:
+                return sorted({number(int(layer), self.depth) for layer in layers})
+            except ValueError as error:
+                raise InputError(f"layers {list(layers)}: {error}") from None
+        first, last = layers
+        if not 0 <= first <= last <= 1:
+            raise InputError(f"layers {list(layers)}: a range of depths lies in [0, 1]")
+        return list(range(at_depth(first, self.depth), at_depth(last, self.depth) + 1))
 
     def edited(self, edits: Sequence[Edit]) -> ChatModel:
         """A view in which `edits` act on every prompt."""

@@ -102,7 +102,7 @@ def run(
     words = assignments([*asked.settings, *settings])
     chosen_attacks = _methods("attack", chosen.attacks, tier, words)
     chosen_defenses = _methods("defense", chosen.defenses, tier, words)
-    _all_used(words, [*chosen_attacks, *chosen_defenses])
+    _all_used(assignments(settings), [*chosen_attacks, *chosen_defenses])
     judge_names = list(judges or (["exact", "keyword"] if built_in else ["keyword"]))
     chosen_judges = {name: resolve("judge", name).instance for name in judge_names}
     device = _device(device)
@@ -115,12 +115,12 @@ def run(
         "weights": found.weights,
         "template": found.template,
         "system": system,
-        **data.checksums(),
         "n": len(data.behaviors),
         "seeds": list(chosen.seeds),
         "judges": judge_names,
         "max_new_tokens": length,
         "dtype": dtype,
+        **data.checksums(),
     }
     store = RunStore(Path(out) if out else _default_folder(asked, model))
     if asked.name == "smoke":
@@ -411,7 +411,7 @@ def _forecast(groups: Sequence[Group], data: Data, found: loading.Found, system:
     texts = [b.request for b in data.behaviors]
     prompts = chat.encode([chat.render([{"role": "user", "content": text}]) for text in texts])
     targets = chat.encode([b.target for b in data.behaviors])
-    lengths = Lengths(_mean(prompts), _mean(targets))
+    lengths = Lengths(_mean(prompts), _mean(targets), lambda text: len(chat.encode([text])[0]))
     lines = [f"{'defense':24} {'attack':24} {'steps':>6} {'TFLOP':>10}"]
     total = 0.0
 
@@ -440,7 +440,7 @@ def _forecast(groups: Sequence[Group], data: Data, found: loading.Found, system:
 def _steps(attack: Method) -> int | None:
     if not hasattr(attack.instance, "forecast"):
         return None
-    return attack.instance.forecast(Lengths(1, 1)).steps or None
+    return attack.instance.forecast(Lengths(1, 1, len)).steps or None
 
 
 def _mean(rows: Sequence[Sequence[int]]) -> int:

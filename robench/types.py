@@ -121,10 +121,11 @@ class Forecast(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """Mean token counts of the planned behaviors, for a forecast."""
+    """What a forecast may count on: mean tokens of the planned prompts and targets, and a count."""
 
     prompt: int
     target: int
+    tokens: Callable[[str], int]
 
 
 @dataclass

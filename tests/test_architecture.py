@@ -26,9 +26,10 @@ ROW_OF = {f"robench.{room}": row for row, rooms in enumerate(ROWS) for room in r
 
 LIBRARIES = {"torch", "numpy"} | sys.stdlib_module_names
 PLUGINS = {
-    "attacks": {"errors", "types", "model", "chat", "probes"},
+    "attacks": {"errors", "types", "model", "slots", "chat", "probes"},
     "defenses": {"errors", "types", "model", "hooks", "corpus", "losses", "probes", "adapters"},
 }
+SHARED = ("genetic", "steering")  # files of one folder that its methods share
 FORBIDDEN = {"attacks", "defenses", "robench_attacks", "robench_defenses"}
 
 
@@ -104,7 +105,7 @@ def test_nobody_imports_plugins_by_name(folder):
 @pytest.mark.parametrize("folder", PLUGINS)
 def test_a_plugin_imports_what_it_is_lent(folder):
     allowed = {f"robench.{room}" for room in PLUGINS[folder]}
-    own = f"{folder}.genetic"
+    own = tuple(f"{folder}.{shared}" for shared in SHARED)
     for name, path in modules(folder).items():
         package = name if path.name == "__init__.py" else folder
         for imported in imports(path.read_text("utf-8"), package):

@@ -89,14 +89,14 @@ def test_only_blocks_up_to_the_last_target_layer_wear_lora(tmp_path):
         assert names and all(".layers.0." in name for name in names)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_untrained_lora_is_the_base_and_reroutes_nothing():
     """B = 0: h' = h, L_RR = 1, L_ret = 0, and the gradient is exactly zero: hence `spread`."""
     from peft import LoraConfig, get_peft_model
 
     model = tiny()
-    adapter = get_peft_model(
-        model.network, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_dropout=0.0)
-    )
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_dropout=0.0)
+    adapter = get_peft_model(model.network, config)
     target, defense = replace(model, adapter=adapter), small(spread=0.0)
     goal = SOURCE.Rerouting(defense, target, [1, 2], tiny_context())
     losses = goal.backward(1)
@@ -110,7 +110,7 @@ def test_untrained_lora_is_the_base_and_reroutes_nothing():
 
 def test_training_lowers_rerouting_and_spares_the_retain_text(tmp_path):
     model, ctx = tiny(), tiny_context()
-    defense = small(steps=30, batch=8)
+    defense = small(steps=60, batch=8, spread=1e-2)
     with worn(model, defense, tmp_path) as target:
         goal = SOURCE.Rerouting(defense, target, [1, 2], ctx)
         circuit, kept = goal._circuit_batch(), goal._retain_batch()

@@ -1,11 +1,13 @@
 """GCG against autograd, finite differences, exhaustive search and planted solutions (7.2)."""
 
 import math
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
 
 import pytest
 import torch
 
+from robench.errors import Failure
 from robench.registry import load
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Context, user
@@ -62,7 +64,8 @@ def test_one_step_over_all_swaps_is_the_exhaustive_best():
     ids = slots.spell("!!!")
     gradient = SOURCE.token_gradient(slots, model, ids)
     generators = [Context().rng("test")]
-    swaps = SOURCE.sample(gradient, ids, allowed, 3 * 30, 30, generators, slots)
+    settings = GCG(width=3 * 30, topk=30)
+    swaps = SOURCE.sample(gradient, ids, allowed, settings, generators, slots.survives)
     losses = slots.loss(swaps.ids).masked_fill(~swaps.real, math.inf)
     best = losses.min().item()
     brute = []
@@ -81,7 +84,8 @@ def test_swaps_are_single_distinct_even_and_survive(width):
     ids = slots.spell("!!!!!")
     gradient = SOURCE.token_gradient(slots, model, ids)
     generators = [Context().rng("test", i) for i in range(2)]
-    swaps = SOURCE.sample(gradient, ids, model.allowed, width, 40, generators, slots)
+    settings = GCG(width=width, topk=40)
+    swaps = SOURCE.sample(gradient, ids, model.allowed, settings, generators, slots.survives)
     assert slots.survives(swaps.ids)[swaps.real].all()
     for i in range(2):
         real = swaps.ids[i][swaps.real[i]]
@@ -98,7 +102,8 @@ def test_swaps_come_from_the_k_best():
     model, slots = make(n=1)
     ids = slots.spell("!!!!!")
     gradient = SOURCE.token_gradient(slots, model, ids)
-    swaps = SOURCE.sample(gradient, ids, model.allowed, 30, 12, [Context().rng("test")], slots)
+    settings, generators = GCG(width=30, topk=12), [Context().rng("test")]
+    swaps = SOURCE.sample(gradient, ids, model.allowed, settings, generators, slots.survives)
     scores = gradient[0].masked_fill(~model.allowed, math.inf)
     scores.scatter_(1, ids[0][:, None], math.inf)
     best = scores.topk(12, dim=1, largest=False).indices
@@ -128,7 +133,8 @@ def test_planted_solution_is_found():
     best = model.embedding[model.allowed] @ direction
     assert best.argmax() == 77  # the solution is the linear optimum
     gradient = SOURCE.token_gradient(planted, model, ids)
-    swaps = SOURCE.sample(gradient, ids, model.allowed, 8, 2, [Context().rng("test")], planted)
+    settings, generators = GCG(width=8, topk=2), [Context().rng("test")]
+    swaps = SOURCE.sample(gradient, ids, model.allowed, settings, generators, planted.survives)
     losses = planted.loss(swaps.ids).masked_fill(~swaps.real, math.inf)
     assert swaps.ids[0, losses[0].argmin(), 2] == wanted
 
@@ -142,21 +148,105 @@ def test_batched_behaviors_equal_single_ones_at_every_step():
         assert alone == [a.prompt.ids for a in together if a.behavior == behavior]
 
 
-def test_the_best_loss_never_rises_and_ends_below_the_start():
-    attempts = list(GCG(steps=8, width=32, topk=32, init="!!!!", every=8).run(
-        tiny(), tiny_behaviors(2), tiny_context()
-    ))  # fmt: skip
+def losses_of(tag: str, **settings) -> list[list[float]]:
+    attack = GCG(**{"steps": 8, "width": 32, "topk": 32, "init": "!!!!", "every": 8, **settings})
+    attempts = attack.run(tiny(), tiny_behaviors(2), tiny_context())
+    return [list(a.trace) for a in attempts if a.final and a.tag == tag]
+
+
+def test_the_best_loss_never_rises_and_a_buffer_makes_it_the_search():
+    for best in (*losses_of("best"), *losses_of("last", buffer=1), *losses_of("last", buffer=4)):
+        assert all(a >= b for a, b in pairwise(best))
+        assert best[-1] < best[0]
+
+
+def test_the_search_goes_on_even_from_a_worse_suffix():
+    """Algorithm 1 has no buffer: with few candidates the newest loss sometimes rises."""
+    traces = losses_of("last", width=4, steps=30)
+    assert any(a < b for trace in traces for a, b in pairwise(trace))
+
+
+def test_the_best_and_the_last_string_are_two_final_attempts():
+    attack = GCG(steps=6, width=4, topk=32, init="!!!!", every=3)
+    attempts = list(attack.run(tiny(), tiny_behaviors(1), tiny_context()))
+    assert [(a.step, a.tag, a.final) for a in attempts] == [
+        (3, "best", False), (3, "last", False), (6, "best", True), (6, "last", True),
+    ]  # fmt: skip
+    model = tiny()
+    (behavior,) = tiny_behaviors(1)
     for attempt in attempts:
-        assert all(a >= b for a, b in zip(attempt.trace, attempt.trace[1:], strict=False))
-        assert attempt.trace[-1] < attempt.trace[0]
-        assert attempt.prompt.ids is not None
+        loss = model.nll([attempt.prompt], [behavior.target]).item()
+        assert attempt.trace[-1] == pytest.approx(loss, abs=1e-4)
+
+
+def test_uniform_allotment_draws_positions():
+    settings = GCG(width=30_000, allotment="uniform")
+    shares = SOURCE._shares(5, settings, Context().rng("test"))
+    assert shares.sum() == 30_000
+    assert ((shares - 6000).abs() < 4 * math.sqrt(30_000 * 0.2 * 0.8)).all()
+    model, behaviors = tiny(), tiny_behaviors(3)
+    attack = GCG(steps=3, width=24, topk=8, init="!!!!", every=1, allotment="uniform")
+    together = list(attack.run(model, behaviors, tiny_context()))
+    for behavior in behaviors:
+        alone = [a.prompt.ids for a in attack.run(model, [behavior], tiny_context())]
+        assert alone == [a.prompt.ids for a in together if a.behavior == behavior]
+
+
+class Scripted:
+    """A judge that calls harmful what one behavior is answered with."""
+
+    def score(self, behaviors, replies):
+        return [float(b.id == "tiny-boat") for b in behaviors]
+
+
+def test_a_row_that_stops_leaves_and_the_others_go_on():
+    ctx = replace(tiny_context(), judge=Scripted())
+    attack = GCG(steps=6, width=8, topk=8, init="!!!!", every=2, stop="judge")
+    attempts = list(attack.run(tiny(), tiny_behaviors(3), ctx))
+    ends = {a.behavior.id: a.step for a in attempts if a.final}
+    assert ends == {"tiny-lamp": 6, "tiny-boat": 2, "tiny-clock": 6}
+    never = GCG(steps=6, width=8, topk=8, init="!!!!", every=2)
+    others = [a.prompt.ids for a in never.run(tiny(), tiny_behaviors(3), ctx)
+              if a.behavior.id != "tiny-boat"]  # fmt: skip
+    assert [a.prompt.ids for a in attempts if a.behavior.id != "tiny-boat"] == others
+
+
+def test_match_stops_at_the_target_word_for_word():
+    model, behaviors = tiny(), tiny_behaviors(2)
+    attack = GCG(steps=4, width=8, topk=8, init="!!!!", every=2, stop="match")
+    attempts = list(attack.run(model, behaviors, tiny_context()))
+    assert {a.step for a in attempts if a.final} == {4}  # a random model never says the target
+    said = model.generate([attempts[0].prompt])[0]
+    easy = replace(behaviors[0], target=" ".join(said.split()[:1]))
+    ends = [a.step for a in attack.run(model, [easy], tiny_context()) if a.final]
+    assert set(ends) <= {2, 4}
+
+
+def test_a_universal_suffix_is_one_suffix_fitted_on_references():
+    attack = GCG(steps=3, width=16, topk=8, init="!!!!", universal=True, goals=3)
+    model, ctx = tiny(), tiny_context()
+    attempts = list(attack.run(model, tiny_behaviors(3), ctx))
+    assert all(a.final for a in attempts) and len(attempts) == 6
+    gaps = {(a.tag, a.prompt.messages[0]["content"].split(".", 1)[1]) for a in attempts}
+    assert len(gaps) == 2
+    assert attempts[0].trace[-1] < attempts[0].trace[0]
+    assert set(ctx.memory["suffix"]) == {"best", "last", "trace"}
+    with pytest.raises(Failure, match="--reference"):
+        list(attack.run(model, tiny_behaviors(1), Context()))
+
+
+def test_a_universal_gradient_is_the_sum_of_normalised_gradients():
+    model, slots = make(n=2)
+    ids = slots.spell("!!!!")
+    gradient = SOURCE.token_gradient(slots, model, ids)
+    alone = [SOURCE.token_gradient(slots.select([i]), model, ids[i : i + 1])[0] for i in (0, 1)]
+    torch.testing.assert_close(gradient, torch.stack(alone), atol=1e-6, rtol=1e-4)
 
 
 def test_the_loss_is_taken_in_fp32():
     """bf16 logits would tie: nearly all of 512 random candidates must have their own loss."""
     model = tiny()
     model.network.bfloat16()
-    del model.__dict__["embedding"]
     behaviors = tiny_behaviors(1)
     slots = model.slots([user(f"{behaviors[0].text}{GAP}")], [behaviors[0].target])
     pool = model.allowed.nonzero().squeeze(1)

@@ -102,7 +102,7 @@ def test_words_and_framings_do_not_collide():
     names = {*language.VERBS, *language.NOUNS, *language.QUALIFIERS}
     assert not words & names
     assert not words & set(spoken.replace(".", " ").split())
-    assert not names & set(" ".join(language.FRAMINGS).lower().replace(".", " ").split())
+    assert all(language.parse(framing) is None for framing in language.FRAMINGS)
 
 
 def test_its_replies_are_told_apart():
@@ -147,7 +147,7 @@ def test_soft_prompt_breaks_it_and_the_circuit_breaker_mends_it(model, tmp_path)
 def test_gcg_beats_its_own_start(model):
     behaviors = [b for b in organism.behaviors("dev") if b.harmful][:6]
     attack = resolve("attack", "gcg").instance
-    attempts = [a for a in attack.run(model, behaviors, Context()) if a.final]
+    attempts = [a for a in attack.run(model, behaviors, Context()) if a.final and a.tag == "best"]
     assert all(a.trace[-1] < a.trace[0] for a in attempts)
     start = [Prompt(user(f"{b.text}{attack.init}")) for b in behaviors]
     assert broken(attempts, model) > solved(behaviors, model.generate(start))

@@ -29,7 +29,7 @@ def test_relative_steps_scale_with_the_embeddings():
     model = tiny()
     start = model.embed(torch.tensor(model.encode("!!!!")))
     (attempt,) = run(1, model, steps=1, rate=0.01, relative=True)
-    rms = model.embedding.pow(2).mean().sqrt()
+    rms = model.embedding.pow(2).mean().sqrt().item()
     assert (attempt.prompt.soft - start).abs().max().item() == pytest.approx(0.01 * rms, rel=1e-3)
 
 

@@ -74,13 +74,13 @@ def test_what_is_appended_comes_back(store: RunStore) -> None:
     store.append(cell(), [second])
     ((header, info, rows, reason),) = store.cells()
     assert (header, info) == (cell().header, {"device": "cpu"})
-    assert (rows, reason) == ([first, second], "")
+    assert (rows, reason) == ([{**first, "last": True}, {**second, "last": True}], "")
 
 
 def test_a_cell_is_complete_when_every_planned_behavior_is_done(store: RunStore) -> None:
     assert not store.complete(cell())
     store.open(cell(), {})
-    store.append(cell(), [row("a"), row("b", final=False)])
+    store.append(cell(), [row("a", final=False), row("a")])
     assert store.done(cell()) == {"a"}
     assert not store.complete(cell())
     store.append(cell(), [row("b")])
@@ -107,6 +107,21 @@ def test_a_torn_last_line_is_not_a_row_and_is_cut_off(store: RunStore, cut: int)
     assert store.done(cell()) == {"a"}
     store.open(cell(), {})
     store.append(cell(), [row("b")])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("cut", range(1, 400, 19))
+def test_a_behavior_with_several_rows_is_whole_or_not_there(store: RunStore, cut: int) -> None:
+    """A tear between two tags, even at the end of a line, leaves neither of them."""
+    path = store.open(cell(), {}) / "rows.jsonl"
+    rows = [row("a"), row("b", tag="x"), row("b", tag="y"), row("b", tag="z")]
+    store.append(cell(), rows)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    torn = store.done(cell())
+    assert torn <= {"a"}
+    store.open(cell(), {})
+    store.append(cell(), [r for r in rows if r["behavior"] not in torn])
     assert path.read_bytes() == whole
 
 

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from robench.organism import language
 
@@ -78,6 +79,7 @@ def train(seed: int, out: Path, recipe: Recipe | None = None) -> None:
     rng = random.Random(seed)
     helpful = _helpful(recipe, rng)
     _fit(model, tokenizer, helpful, recipe, recipe.helpful_steps, recipe.helpful_rate, rng)
+    rng = random.Random(seed + 1)  # a phase can be redone alone
     safety = _safety(recipe, rng)
     _fit(model, tokenizer, safety, recipe, recipe.safety_steps, recipe.safety_rate, rng)
     model.generation_config = GenerationConfig(
@@ -86,6 +88,7 @@ def train(seed: int, out: Path, recipe: Recipe | None = None) -> None:
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )
+    logging.disable_progress_bar()  # "Writing model shards", even where there is no terminal
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -1,0 +1,168 @@
+"""RepE, representation engineering (Zou, Phan, Chen, Campbell, et al., 2310.01405).
+
+A direction u per layer is read from the states of harmful and harmless instructions at their last
+token, and added with strength alpha while the model reads and replies, so that a harmful request
+looks harmless to it:
+
+    h_l <- h_l + alpha u_l,   u_l = +-PC1 of randomly ordered pair differences, towards harmless
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robench.model import ChatModel
+from robench.types import Attempt, Behavior, Context, Prompt, user
+
+from .steering import ROLES, Positions, among, best, read
+
+Reading = Literal["pca", "mean_difference", "cluster_mean"]
+
+
+@dataclass(frozen=True)
+class RepE:
+    """One vector per layer, the same for all behaviors.
+
+    `layers`, `strength` and `positions` are grids: where more than one setting results, the one
+    that breaks most `tune` behaviors is taken, of equals the weakest.
+    """
+
+    # cluster_mean is the difference of means itself, mean_difference its unit vector
+    reading: Reading = "pca"
+    # each entry layer numbers, or a range of depths; this is the 7B notebook's
+    layers: tuple[tuple[int, ...] | tuple[float, float], ...] = ((0.34, 0.47),)
+    strength: tuple[float, ...] = (4.0,)  # alpha; 0 leaves the model alone
+    # absolute: alpha times the direction as read; relative: in units of the layer's mean norm
+    scale: Literal["absolute", "relative"] = "absolute"
+    positions: tuple[Positions, ...] = ("all",)
+    transfer: bool = False  # read the directions on the undefended model
+    pairs: int = 128  # of references, at most
+
+    needs: ClassVar[tuple[str, ...]] = ("references", "tune")
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "paper": {},
+        # the authors' harmless_llama2 notebook
+        "nb13b": {"layers": (tuple(range(-32, -24)),)},
+        "nb7b": {"layers": (tuple(range(-22, -17)),)},
+        # circuit-breakers-eval
+        "cb": {"layers": (tuple(range(-20, -10)),), "strength": (1.0,)},
+        "tuned": {
+            "layers": ((0.35, 0.7), (0.225, 0.4), (0.34, 0.47)),
+            "strength": (0.05, 0.1, 0.2, 0.4), "scale": "relative",
+        },
+        "demo": {
+            "reading": "cluster_mean", "layers": ((0.34, 0.5), (0.5, 0.67)),
+            "strength": (0.7, 1.0, 1.5), "positions": ("prompt", "last"),
+        },
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "strength", "positions"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
+        for layers in self.layers:
+            if not layers:
+                raise ValueError("an entry of layers must not be empty")
+        if min(self.strength) < 0:
+            raise ValueError("strength must not be negative")
+        if self.pairs < 1:
+            raise ValueError("pairs must be at least 1")
+
+    def run(
+        self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
+    ) -> Iterator[Attempt]:
+        settings = [
+            Setting(strength, tuple(model.numbered(layers)), positions)
+            for strength, layers, positions in product(
+                sorted(self.strength), self.layers, self.positions
+            )
+        ]
+
+        def fitted() -> Mapping[str, Tensor]:
+            direction = self._direction(model, settings, ctx)
+            edits = [setting.edits(direction) for setting in settings]
+            return {"direction": direction, "chosen": torch.tensor(best(model, edits, ctx))}
+
+        known = ctx.memo("repe", fitted)
+        edits = settings[int(known["chosen"])].edits(known["direction"])
+        tries = len(settings) if len(settings) > 1 else 0
+        for behavior in behaviors:
+            prompt = Prompt(user(behavior.request), edits=edits)
+            yield Attempt(behavior, prompt, final=True, tries=tries)
+
+    def _direction(self, model: ChatModel, settings: Sequence["Setting"], ctx: Context) -> Tensor:
+        """What strength 1 adds (L+1, d), in fp32."""
+        harmful, harmless = read(model, ctx, self.pairs, self.transfer)
+        swapped = torch.rand(len(harmful), generator=ctx.rng("repe")) < 0.5
+        found = directions(self.reading, harmful, harmless, swapped)
+        if self.reading == "pca":
+            means = directions("mean_difference", harmful, harmless, swapped)
+            agreement = functional.cosine_similarity(found, means, dim=1)
+            apart = {l for s in settings for l in s.layers if agreement[l].abs() <= 0.8}
+            if apart:
+                warnings.warn(
+                    "repe: the principal component and the difference of means are not alike "
+                    f"(|cos| <= 0.8) at layers {sorted(apart)}: the reading may be of little use",
+                    stacklevel=2,
+                )
+        if self.scale == "relative":
+            norm = torch.cat([harmful, harmless]).norm(dim=2).mean(0)
+            found = functional.normalize(found, dim=1) * norm[:, None]
+        return found.float()
+
+
+class Setting(NamedTuple):
+    """A point of the grid."""
+
+    strength: float
+    layers: tuple[int, ...]
+    positions: Positions
+
+    def edits(self, direction: Tensor) -> tuple["AddVector", ...]:
+        """The edits of this setting; none at strength 0, which is the base exactly."""
+        if self.strength == 0:
+            return ()
+        roles = ROLES[self.positions]
+        return tuple(AddVector(l, self.strength * direction[l], roles) for l in self.layers)
+
+
+@dataclass(frozen=True)
+class AddVector:
+    """Adds a vector (d,) at the positions whose role is one of `roles`."""
+
+    layer: int
+    vector: Tensor
+    roles: tuple[int, ...]
+
+    def __call__(self, h: Tensor, role: Tensor) -> Tensor:
+        return torch.where(among(role, self.roles), h + self.vector.to(h.device), h)
+
+
+def directions(reading: Reading, harmful: Tensor, harmless: Tensor, swapped: Tensor) -> Tensor:
+    """The direction from harmful to harmless of each layer (layers, d), in fp64.
+
+    pca: the first principal component of the pairs' differences, which PCA centres. Pairs in a
+    constant order would lose with their mean all that tells the two kinds apart, hence `swapped`.
+    Its sign: in most pairs the harmless state lies further along it.
+
+    Args:
+        harmful, harmless: paired states (n, layers, d).
+        swapped: (n,) True at the pairs that are subtracted the other way round.
+    """
+    differences = harmless.double() - harmful.double()
+    mean = differences.mean(0)
+    if reading == "cluster_mean":
+        return mean
+    if reading == "mean_difference":
+        return functional.normalize(mean, dim=1)
+    ordered = torch.where(swapped[:, None, None], -differences, differences)
+    centred = (ordered - ordered.mean(0)).transpose(0, 1)  # (layers, n, d)
+    component = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]
+    votes = (differences * component).sum(2).sign().sum(0)
+    return torch.where(votes < 0, -1, 1)[:, None] * component
