@@ -79,8 +79,8 @@ class Chat:
         strips_right = not spaced.endswith(f" {after}")
         head, *rows = self.encode([before, *(f"{before}{probe}{after}" for probe in _PROBES)])
         if any(row[: len(head)] != head for row in rows):  # the seam's tokens depend on the gap
-            head = _common(rows)
-        tail = _common([row[len(head) :][::-1] for row in rows])[::-1]
+            head = common(rows)
+        tail = common([row[len(head) :][::-1] for row in rows])[::-1]
         return Seams(before, after, head, tail, strips_left, strips_right)
 
     @cached_property
@@ -108,17 +108,32 @@ class Chat:
 
         Llama-2, for one, writes a blank between them: the ids are those of the whole string.
         """
-        prompt = self.render(messages)
-        tail = target
-        if messages[-1]["role"] != "assistant":
-            answered = [*messages, {"role": "assistant", "content": target}]
-            whole = self._apply(answered, prefilled=True)
-            if whole.startswith(prompt) and whole.endswith(target):
-                tail = whole[len(prompt) :]
-        prompt_ids, whole_ids = self.encode([prompt, prompt + tail])
-        if whole_ids[: len(prompt_ids)] == prompt_ids:
-            return whole_ids[len(prompt_ids) :]
-        return list(self.tokenizer(tail, add_special_tokens=False)["input_ids"])
+        return self.continued([messages], [target])[0][1]
+
+    def continued(
+        self, conversations: Sequence[Sequence[Message]], targets: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """The ids of each conversation's prompt, and of its target as `target_ids` has them."""
+        prompts, tails = [], []
+        for messages, target in zip(conversations, targets, strict=True):
+            prompt = self.render(messages)
+            tail = target
+            if messages[-1]["role"] != "assistant":
+                answered = [*messages, {"role": "assistant", "content": target}]
+                whole = self._apply(answered, prefilled=True)
+                if whole.startswith(prompt) and whole.endswith(target):
+                    tail = whole[len(prompt) :]
+            prompts.append(prompt)
+            tails.append(tail)
+        wholes = self.encode([prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
+        rows = []
+        for ids, whole_ids, tail in zip(self.encode(prompts), wholes, tails, strict=True):
+            if whole_ids[: len(ids)] == ids:
+                rows.append((ids, whole_ids[len(ids) :]))
+            else:
+                alone = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+                rows.append((ids, list(alone)))
+        return rows
 
     def _apply(self, messages: Sequence[Message], prefilled: bool) -> str:
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
@@ -155,7 +170,7 @@ def fill(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
     raise InputError("the conversation has no gap")
 
 
-def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+def common(rows: Sequence[Sequence[int]]) -> list[int]:
     """The longest common beginning."""
     columns = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
     return [column[0] for column in columns]

@@ -10,19 +10,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robench.batching import Chunks, pad_left
-from robench.chat import Chat
+from robench.batching import Chunks, pad_left, pad_right
+from robench.chat import Chat, common
 from robench.errors import InputError
 from robench.hooks import Placed, at_depth, blocks, edited, kept, number
 from robench.types import GAP, Edit, Message, Prompt
 
 if TYPE_CHECKING:
     from robench.slots import Slots
+
+_SOFT = -1  # among a prompt's ids: a vector stands here
 
 
 class Reply(NamedTuple):
@@ -186,31 +189,45 @@ class ChatModel:
 
     @torch.no_grad()
     def nll(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood (n,) of each target's tokens after its prompt, fp32."""
-        inputs = [self._inputs(prompt) for prompt in prompts]
-        labels = [
-            self.chat.target_ids(_spoken(prompt), target)
-            for prompt, target in zip(prompts, targets, strict=True)
+        """Mean negative log-likelihood (n,) of each target's tokens after its prompt, fp32.
+
+        What all prompts begin with is read once; the rest goes in order of length.
+
+        Raises:
+            ValueError: a target has no tokens.
+        """
+        from robench.slots import Prefix, target_loss
+
+        if any((*self.edits, *prompt.edits) for prompt in prompts):
+            raise NotImplementedError("nll under edits")
+        if not prompts:
+            return torch.empty(0)
+        continued = self.chat.continued([_spoken(prompt) for prompt in prompts], targets)
+        labels = [target for _, target in continued]
+        if not all(labels):
+            raise ValueError("a target without tokens cannot be scored")
+        inputs = [
+            ids if prompt.soft is None else self._ids(prompt)
+            for prompt, (ids, _) in zip(prompts, continued, strict=True)
         ]
-        per_row = max(len(i) + len(t) for i, t in zip(inputs, labels, strict=True))
+        head = [*takewhile(lambda token: token != _SOFT, common(inputs))]
+        head = head[: min(map(len, inputs)) - 1]
+        prefix = Prefix(self, [head])
+        rows = [ids[len(head) :] + target[:-1] for ids, target in zip(inputs, labels, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        losses = torch.empty(len(rows))
 
         def work(part: slice) -> Tensor:
-            rows = range(part.start, part.stop)
-            whole = [torch.cat([inputs[i], self.embed(torch.tensor(labels[i]))]) for i in rows]
-            placed = _placed([(*self.edits, *prompts[i].edits) for i in rows])
-            if placed:
-                raise NotImplementedError("nll under edits")
-            logits = self._logits(whole)
-            losses = []
-            for row, i in enumerate(rows):
-                shown = logits[row, -len(labels[i]) - 1 : -1].float()
-                losses.append(
-                    nn.functional.cross_entropy(shown, torch.tensor(labels[i]).to(shown.device))
-                )
-            return torch.stack(losses)
+            some = order[part]
+            ids, _ = pad_right([rows[i] for i in some])
+            embeds = self._filled(ids, [prompts[i] for i in some])
+            first = [len(inputs[i]) - len(head) - 1 for i in some]
+            owner = torch.zeros(len(some), dtype=torch.long)
+            return target_loss(self, embeds, first, [labels[i] for i in some], prefix, owner).cpu()
 
-        parts = [result for _, result in self.chunks.map(work, len(inputs), per_row)]
-        return torch.cat(parts).cpu()
+        for part, result in self.chunks.map(work, len(order), len(rows[order[0]])):
+            losses[order[part]] = result
+        return losses
 
     @torch.no_grad()
     def hidden(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -262,19 +279,25 @@ class ChatModel:
             embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
         )
 
-    def _logits(self, rows: Sequence[Tensor]) -> Tensor:
-        embeds, mask = pad_left(rows)
-        return self._run(embeds, mask).logits
+    def _ids(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids, with _SOFT in the places of its vectors."""
+        if prompt.soft is None:
+            (ids,) = self.chat.encode([self.chat.render(prompt.messages)])
+            return ids
+        seams = self.chat.seams(prompt.messages)
+        return [*seams.before_ids, *[_SOFT] * len(prompt.soft), *seams.after_ids]
+
+    def _filled(self, ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Ids (n, time) that `_ids` made -> embeddings (n, time, d), each prompt's vectors in."""
+        embeds = self.embed(ids.clamp(min=0))
+        for row, prompt in enumerate(prompts):
+            if prompt.soft is not None:
+                embeds[row, ids[row] == _SOFT] = prompt.soft.to(embeds)
+        return embeds
 
     def _inputs(self, prompt: Prompt) -> Tensor:
         """The prompt as embeddings (time, d)."""
-        if prompt.soft is None:
-            (ids,) = self.chat.encode([self.chat.render(prompt.messages)])
-            return self.embed(torch.tensor(ids))
-        seams = self.chat.seams(prompt.messages)
-        before = self.embed(torch.tensor(seams.before_ids, dtype=torch.long))
-        after = self.embed(torch.tensor(seams.after_ids, dtype=torch.long))
-        return torch.cat([before, prompt.soft.to(before), after])
+        return self._filled(torch.tensor([self._ids(prompt)]), [prompt])[0]
 
     def _generate(self, inputs: Sequence[Tensor], edits: Sequence[tuple[Edit, ...]]) -> list[Reply]:
         from transformers import GenerationConfig

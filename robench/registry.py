@@ -95,9 +95,13 @@ def is_file(base: str) -> bool:
 
 
 def source_digest(instance: Any) -> str:
-    """The sha256 of the file that defines a method: part of what names a trained adapter."""
+    """The sha256 of the file that defines a method, and of its `files`.
+
+    It is part of what names a cell and a trained adapter.
+    """
     file = sys.modules[type(instance).__module__].__file__
-    return digest(Path(file).read_text("utf-8")) if file else ""
+    files = [file, *getattr(instance, "files", ())] if file else []
+    return digest("".join(Path(file).read_text("utf-8") for file in files)) if files else ""
 
 
 @cache

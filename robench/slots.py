@@ -37,7 +37,7 @@ class Slots:
     def __init__(self, model: ChatModel, rows: Sequence[Row]) -> None:
         self.model = model
         self.rows = list(rows)
-        self._prefix = _Prefix(model, [row.seams.before_ids for row in rows])
+        self._prefix = Prefix(model, [row.seams.before_ids for row in rows])
 
     @classmethod
     def of(
@@ -166,30 +166,46 @@ class Slots:
         )
         embeds = torch.cat([head, embeds[:, width:]], dim=1)
         first = [u + len(row.seams.after_ids) - 1 for u, row in zip(used, rows, strict=True)]
-        labels, real = pad_right([row.target for row in rows])
-        labels, real = labels.to(gap.device), real.to(gap.device)
-        at = torch.tensor(first, device=gap.device)[:, None] + torch.arange(
-            labels.shape[1], device=gap.device
-        )
-        at = at.clamp(max=tails.shape[1] - 1)  # beyond a shorter target; masked below
-        needed = at.unique()  # logits of these positions only
-        output = model.run(
-            embeds,
-            logits_to_keep=needed,
-            use_cache=True,
-            **self._prefix.options(owner, tails.shape[1]),
-        )
-        logits = output.logits.gather(
-            1, torch.searchsorted(needed, at)[..., None].expand(-1, -1, output.logits.shape[-1])
-        )
-        losses = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, reduction="none"
-        )
-        return (losses * real).sum(1) / real.sum(1)
+        return target_loss(model, embeds, first, [row.target for row in rows], self._prefix, owner)
 
 
-class _Prefix:
-    """K/V of the tokens before the gap, right-aligned: computed once, never handed out to grow."""
+def target_loss(
+    model: ChatModel,
+    embeds: Tensor,
+    first: Sequence[int],
+    targets: Sequence[list[int]],
+    prefix: Prefix,
+    owner: Tensor,
+) -> Tensor:
+    """Mean cross-entropy (b,) of targets, from the needed rows of logits only, in fp32.
+
+    Args:
+        model: which reads them.
+        embeds: (b, time, d), all tokens behind the prefix but the target's last, right-padded.
+        first: where in `embeds` the target's first token is predicted.
+        targets: the ids of each row's target.
+        prefix: what stands before `embeds`.
+        owner: (b,) the prefix of each row.
+    """
+    labels, real = pad_right(targets)
+    labels, real = labels.to(embeds.device), real.to(embeds.device)
+    at = torch.tensor(first, device=embeds.device)[:, None] + torch.arange(
+        labels.shape[1], device=embeds.device
+    )
+    at = at.clamp(max=embeds.shape[1] - 1)  # beyond a shorter target; masked below
+    needed = at.unique()  # logits of these positions only
+    output = model.run(
+        embeds, logits_to_keep=needed, use_cache=True, **prefix.options(owner, embeds.shape[1])
+    )
+    logits = output.logits.gather(
+        1, torch.searchsorted(needed, at)[..., None].expand(-1, -1, output.logits.shape[-1])
+    )
+    losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+    return (losses * real).sum(1) / real.sum(1)
+
+
+class Prefix:
+    """K/V of the tokens in front, right-aligned: computed once, never handed out to grow."""
 
     def __init__(self, model: ChatModel, ids: Sequence[list[int]]) -> None:
         self.lengths = torch.tensor([len(row) for row in ids], device=model.device)
@@ -213,8 +229,8 @@ class _Prefix:
                 pair.append(tensor.gather(2, index))
             self.layers.append((pair[0], pair[1]))
 
-    def select(self, indices: Sequence[int]) -> _Prefix:
-        chosen = _Prefix.__new__(_Prefix)
+    def select(self, indices: Sequence[int]) -> Prefix:
+        chosen = Prefix.__new__(Prefix)
         where = torch.tensor(list(indices), device=self.lengths.device)
         chosen.lengths = self.lengths[where]
         chosen.layers = [(keys[where], values[where]) for keys, values in self.layers]

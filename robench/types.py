@@ -165,7 +165,8 @@ class Attack(Protocol):
     """A frozen dataclass of settings with one verb.
 
     Its class may also have `role` ("attack", "baseline" or "control"), `presets`, `needs` (fields
-    of Context that must not be empty) and `forecast(lengths)`.
+    of Context that must not be empty), `files` (paths that it reads: their content is part of what
+    names a cell) and `forecast(lengths)`.
     """
 
     def run(

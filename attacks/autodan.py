@@ -1,0 +1,161 @@
+"""AutoDAN, a genetic search over readable prompts (Liu, Xu, Chen, Xiao, 2310.04451).
+
+A population of M templates with a place for the request; a template's score is -f, the target's
+mean cross-entropy behind the filled-in template, negative. Each generation keeps the best e M
+and breeds the rest: every few steps parents drawn by softmax(score) exchange sentences (GA), in
+the others words give way to synonyms by a momentum dictionary of word scores (HGA); with
+probability p_m a child is replaced by a prototype of the reservoir.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from robench.model import ChatModel
+from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
+
+from . import genetic
+
+
+@dataclass(frozen=True)
+class AutoDAN:
+    """A message around the request, found by crossover, rewording and mutation.
+
+    The final attempt is the member of least loss. Differs: the official code stops at the first
+    sampled reply without a refusal word; here the harness judges, and loss alone decides.
+    """
+
+    steps: int = 100  # Liu et al., official code
+    population: int = 64  # M
+    elites: float = 0.1  # e, at least one member
+    crossover: float = 0.5  # p_c, of a pair to be crossed and of a word to be replaced
+    points: int = 5  # of crossover, per paragraph
+    mutation: float = 0.01  # p_m
+    cycle: int = 5  # every cycle-th step is a GA step; 1 = all of them
+    words: int = 30  # kept in the momentum dictionary; 0 = all
+    patience: int = 0  # steps without progress that end a search; 0 = none do
+    every: int = 10  # steps between recorded attempts
+    lowercase: bool = False  # the request; Differs: only the official code alters it
+    pool: str = ""  # JSON file of prototypes; "" = the one that ships
+    synonyms: str = ""  # file with a group of synonyms per line; "" = the one that ships
+
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "paper": {},
+        "official": {"population": 256, "elites": 0.05, "words": 0, "lowercase": True},
+        # Differs: HarmBench has Mistral-7B rewrite; here all presets draw from the reservoir
+        "harmbench": {"cycle": 1, "patience": 10, "every": 5},
+        "demo": {"steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},
+    }
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("population", 2), ("cycle", 1), ("every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}")
+        for name in ("points", "words", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        for name in ("crossover", "mutation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1]")
+        if not 0 <= self.elites < 1:
+            raise ValueError("elites must be in [0, 1)")
+        genetic.read_pool(self.pool, self.population)
+        genetic.read_synonyms(self.synonyms)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        texts = genetic.pool_file(self.pool), genetic.synonyms_file(self.synonyms)
+        return Path(genetic.__file__), *texts
+
+    def run(
+        self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
+    ) -> Iterator[Attempt]:
+        traces: list[list[float]] = [[] for _ in behaviors]
+        findings = genetic.search(
+            genetic.read_pool(self.pool, self.population),
+            lambda members: losses(model, behaviors, members, self.lowercase),
+            self,
+            genetic.read_synonyms(self.synonyms),
+            [ctx.rng("autodan", b.id) for b in behaviors],
+        )
+        for row, step, text, loss, last in findings:
+            traces[row].append(loss)
+            if last or (step and step % self.every == 0):
+                prompt = filled(text, behaviors[row], self.lowercase)
+                yield Attempt(behaviors[row], prompt, step, final=last, trace=tuple(traces[row]))
+
+    def forecast(self, lengths: Lengths) -> Forecast:
+        pool = genetic.read_pool(self.pool, self.population)
+        return Forecast(self.steps, (self.steps + 1) * _tokens(pool.population, lengths))
+
+
+@dataclass(frozen=True)
+class AutoDANInitial:
+    """The member of AutoDAN's first generation that has the least loss: what the search adds to.
+
+    The reservoir takes no part.
+    """
+
+    population: int = 64
+    lowercase: bool = False
+    pool: str = ""
+
+    role: ClassVar[str] = "control"
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "paper": {},
+        "official": {"population": 256, "lowercase": True},
+        "harmbench": {},
+        "demo": {"population": 24},
+    }
+
+    def __post_init__(self) -> None:
+        if self.population < 1:
+            raise ValueError("population must be at least 1")
+        genetic.read_pool(self.pool, self.population)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return Path(genetic.__file__), genetic.pool_file(self.pool)
+
+    def run(
+        self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
+    ) -> Iterator[Attempt]:
+        members = [*dict.fromkeys(genetic.read_pool(self.pool, self.population).population)]
+        found = losses(model, behaviors, [members] * len(behaviors), self.lowercase)
+        for behavior, row in zip(behaviors, found, strict=True):
+            best = int(row.argmin())
+            prompt = filled(members[best], behavior, self.lowercase)
+            yield Attempt(behavior, prompt, final=True, trace=(float(row[best]),))
+
+    def forecast(self, lengths: Lengths) -> Forecast:
+        pool = genetic.read_pool(self.pool, self.population)
+        return Forecast(0, _tokens(pool.population, lengths))
+
+
+def filled(template: str, behavior: Behavior, lowercase: bool) -> Prompt:
+    """The template with the behavior's request in its place."""
+    request = behavior.request.lower() if lowercase else behavior.request
+    return Prompt(user(template.replace(genetic.PLACEHOLDER, request)))
+
+
+def losses(
+    model: ChatModel,
+    behaviors: Sequence[Behavior],
+    members: Sequence[Sequence[str]],
+    lowercase: bool,
+) -> list[Tensor]:
+    """The target's loss behind each of a behavior's members, all of them in one batch."""
+    prompts, targets = [], []
+    for behavior, texts in zip(behaviors, members, strict=True):
+        prompts += [filled(text, behavior, lowercase) for text in texts]
+        targets += [behavior.target] * len(texts)
+    return list(model.nll(prompts, targets).split([len(texts) for texts in members]))
+
+
+def _tokens(templates: Sequence[str], lengths: Lengths) -> int:
+    """Tokens of one generation."""
+    own = sum(lengths.tokens(template) for template in templates)
+    return own + len(templates) * (lengths.prompt + lengths.target)
