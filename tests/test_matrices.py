@@ -10,9 +10,11 @@ from robench.registry import resolve
 
 
 def test_the_matrices_that_ship():
-    assert {"full", "smoke"} <= set(matrices.names())
+    assert {"full", "extended", "smoke"} <= set(matrices.names())
     full = matrices.load("full")
-    assert full.attacks == ("direct", "gcg", "soft_prompt")
+    assert full.attacks == ("direct", "gcg", "autodan", "soft_prompt", "repe", "scav")
+    controls = {"autodan_initial", "scav_random", "scav_prompt"}
+    assert set(matrices.load("extended").attacks) == {*full.attacks, *controls}
     assert full.defenses == ("none", "circuit_breaker")
     assert full.n >= 40
     assert full.benign >= 100

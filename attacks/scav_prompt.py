@@ -1,0 +1,122 @@
+"""SCAV by prompt (Xu, Huang, Chen, Wang, 2404.12038): AutoDAN's search with another fitness.
+
+With P_m the probe of the last layer L, e_S the state at the last token of the attacked prompt and
+e_0 that of the plain request, a template S is the better, the smaller
+
+    J(S) = P_m(e_S) |e_S - e_0|_2
+
+It needs neither targets nor logits. Differs: e_0 belongs to the behavior; the published code takes
+the state of one constant string for all of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robench.model import ChatModel
+from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
+
+from . import genetic
+from .steering import probes, read
+
+
+@dataclass(frozen=True)
+class SCAVPrompt:
+    """A message around the request that the last layer's probe takes for harmless.
+
+    The final attempt is the member of least fitness. Fields from `steps` to `synonyms` as for
+    autodan, with the settings of SCAV's code.
+    """
+
+    steps: int = 100
+    population: int = 256
+    elites: float = 0.05
+    crossover: float = 0.5
+    points: int = 5
+    mutation: float = 0.01
+    cycle: int = 5
+    words: int = 0
+    patience: int = 0
+    every: int = 10
+    pool: str = ""
+    synonyms: str = ""
+    transfer: bool = False  # fit the probe on the undefended model
+    pairs: int = 140  # of references, at most
+
+    needs: ClassVar[tuple[str, ...]] = ("references",)
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "paper": {},
+        "demo": {"steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "cycle", "every", "pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("crossover", "mutation", "elites"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1]")
+        genetic.read_pool(self.pool, self.population)
+        genetic.read_synonyms(self.synonyms)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        texts = genetic.pool_file(self.pool), genetic.synonyms_file(self.synonyms)
+        return Path(genetic.__file__), *texts
+
+    def run(
+        self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
+    ) -> Iterator[Attempt]:
+        known = ctx.memo("scav_prompt", lambda: self._fit(model, ctx))
+        plain = model.hidden([Prompt(user(b.request)) for b in behaviors])[:, -1]
+
+        def losses(members: Sequence[Sequence[str]]) -> list[Tensor]:
+            counts = [len(texts) for texts in members]
+            prompts = [
+                filled(text, behavior)
+                for behavior, texts in zip(behaviors, members, strict=True)
+                for text in texts
+            ]
+            if not prompts:
+                return [torch.empty(0) for _ in behaviors]
+            states = model.hidden(prompts)[:, -1]
+            origin = plain.repeat_interleave(torch.tensor(counts), dim=0)
+            return list(fitness(states, origin, known["weight"], known["bias"]).split(counts))
+
+        findings = genetic.search(
+            genetic.read_pool(self.pool, self.population),
+            losses,
+            self,
+            genetic.read_synonyms(self.synonyms),
+            [ctx.rng("scav_prompt", b.id) for b in behaviors],
+        )
+        traces: list[list[float]] = [[] for _ in behaviors]
+        for row, step, text, loss, last in findings:
+            traces[row].append(loss)
+            if last or (step and step % self.every == 0):
+                prompt = filled(text, behaviors[row])
+                yield Attempt(behaviors[row], prompt, step, final=last, trace=tuple(traces[row]))
+
+    def forecast(self, lengths: Lengths) -> Forecast:
+        members = genetic.read_pool(self.pool, self.population).population
+        read_once = sum(lengths.tokens(text) + lengths.prompt for text in members)
+        return Forecast(self.steps, (self.steps + 1) * read_once)
+
+    def _fit(self, model: ChatModel, ctx: Context) -> Mapping[str, Tensor]:
+        found = probes(*read(model, ctx, self.pairs, self.transfer))
+        return {"weight": found.weight[-1], "bias": found.bias[-1]}
+
+
+def filled(template: str, behavior: Behavior) -> Prompt:
+    """The template with the behavior's request in its place."""
+    return Prompt(user(template.replace(genetic.PLACEHOLDER, behavior.request)))
+
+
+def fitness(states: Tensor, origin: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """J (n,) of states (n, d) that came from origin (n, d), for a probe (d,) and its bias."""
+    harmful = torch.sigmoid(states.double() @ weight.double() + bias.double())
+    return (harmful * (states - origin).double().norm(dim=1)).float()
