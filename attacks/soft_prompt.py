@@ -26,9 +26,9 @@ HAIR = 1e-6  # what fp32 may round, relative: a projected vector keeps that far 
 class SoftPrompt:
     """Vectors in the place of a suffix. The final attempt is the last snapshot.
 
-    Snapshots are evenly spaced over the steps until the loss is first below `threshold`. From then
-    on the vectors of every such loss are one, at least `apart` steps after the one before; with
-    `snapshots` of them the behavior is done.
+    Snapshots are evenly spaced over the steps as long as no loss was below `threshold`. From then
+    on vectors with a loss below it are taken, at least `apart` steps after the last ones; with
+    `snapshots` such sets the behavior is done and leaves the batch.
 
     Differs: the authors go on for up to 5 steps per snapshot that is missing at the end, and have
     no evenly spaced ones: vectors that never get below the threshold are all from the end there.
