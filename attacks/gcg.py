@@ -53,7 +53,7 @@ class GCG:
         },
         # HarmBench, GCG config: a refusal check every 50 steps once the loss is below 0.05
         "harmbench": {"stop": "judge", "below": 0.05},
-        "demo": {"steps": 10, "width": 256, "topk": 128, "init": "!!!!!!!!!!", "every": 5},
+        "demo": {"steps": 8, "width": 256, "topk": 128, "init": "!!!!!!!!!!", "every": 4},
     }
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robench.batching import Chunks, pad_left, pad_right
 from robench.chat import Chat, common
-from robench.errors import InputError
+from robench.errors import Failure, InputError
 from robench.hooks import Placed, at_depth, blocks, edited, kept, number
 from robench.types import GAP, Edit, Message, Prompt
 
@@ -194,7 +194,7 @@ class ChatModel:
         What all prompts begin with is read once; the rest goes in order of length.
 
         Raises:
-            ValueError: a target has no tokens.
+            Failure: a target has no tokens.
         """
         from robench.slots import Prefix, target_loss
 
@@ -205,7 +205,7 @@ class ChatModel:
         continued = self.chat.continued([_spoken(prompt) for prompt in prompts], targets)
         labels = [target for _, target in continued]
         if not all(labels):
-            raise ValueError("a target without tokens cannot be scored")
+            raise Failure("a target without tokens cannot be scored")
         inputs = [
             ids if prompt.soft is None else self._ids(prompt)
             for prompt, (ids, _) in zip(prompts, continued, strict=True)

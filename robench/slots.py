@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robench.batching import pad_right
 from robench.chat import Seams, fill
+from robench.errors import Failure
 from robench.types import Message, Prompt
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ class Slots:
         """Cut n conversations (a GAP mark each) at their gaps.
 
         Raises:
-            ValueError: a target has no tokens.
+            Failure: a target has no tokens.
         """
         rows = []
         for conversation, target in zip(messages, targets, strict=True):
             seams = model.chat.seams(conversation)
             ids = model.chat.target_ids(fill(conversation, " x"), target)
             if not ids:
-                raise ValueError("a target without tokens cannot be optimised for")
+                raise Failure("a target without tokens cannot be optimised for")
             rows.append(Row(tuple(conversation), seams, ids))
         return cls(model, rows)
 
@@ -118,7 +119,7 @@ class Slots:
         """The ids (n, k) of a start text, with a leading blank where it needs one to survive.
 
         Raises:
-            ValueError: in some row the text does not survive tokenisation either way.
+            Failure: in some row the text does not survive tokenisation either way.
         """
         chosen = []
         for i in range(len(self)):
@@ -129,9 +130,9 @@ class Slots:
                     chosen.append(ids[0, 0])
                     break
             else:
-                raise ValueError(f"{text!r} does not survive this tokenizer in the gap")
+                raise Failure(f"{text!r} does not survive this tokenizer in the gap")
         if len({len(ids) for ids in chosen}) > 1:
-            raise ValueError(f"{text!r} has not the same number of tokens in every prompt")
+            raise Failure(f"{text!r} has not the same number of tokens in every prompt")
         return torch.stack(chosen)
 
     def prompt(self, i: int, gap: Tensor) -> Prompt:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robench import organism
+from robench.errors import Failure
 from robench.judges.exact import Exact
 from robench.loading import find
 from robench.loading import load as load_model
@@ -88,7 +89,7 @@ def test_vectors_and_texts_are_scored_in_one_batch():
     losses = model.nll([soft, plain, soft], ["Sure, here"] * 3)
     torch.testing.assert_close(losses, losses[1].expand(3), atol=1e-6, rtol=0)
     assert model.nll([], []).shape == (0,)
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(Failure, match="without tokens"):
         model.nll([plain], [""])
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from robench.errors import Failure
 from robench.model import ChatModel
 from robench.testing import tiny
 from robench.types import GAP, user
@@ -134,5 +135,5 @@ def test_spelling_the_start():
     ids = slots.spell("!!!!")
     assert ids.shape == (3, 4)
     assert slots.survives(ids[:, None]).all()
-    with pytest.raises(ValueError, match="does not survive"):
+    with pytest.raises(Failure, match="does not survive"):
         slots.spell("<|end|>")
