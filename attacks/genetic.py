@@ -64,6 +64,10 @@ class Settings(Protocol):
     def patience(self) -> int: ...  # steps without progress that end a search, 0 = none do
 
 
+# Members and a generator -> as many texts that take their place
+Rewrite = Callable[[Sequence[str], torch.Generator], list[str]]
+
+
 class Found(NamedTuple):
     """The best member of behavior `row` up to `step`; `last` when its search ends here."""
 
@@ -80,6 +84,7 @@ def search(
     settings: Settings,
     synonyms: Mapping[str, Sequence[str]],
     generators: Sequence[torch.Generator],
+    rewrite: Rewrite | None = None,
 ) -> Iterator[Found]:
     """Search for every behavior at once; a finding per behavior and step, from step 0.
 
@@ -90,13 +95,15 @@ def search(
         settings: rates and schedule.
         synonyms: word -> words that may take its place.
         generators: one per behavior.
+        rewrite: what mutation does; without it, members give way to random ones of the reservoir.
     """
+    rewrite = rewrite or (lambda texts, generator: drawn(texts, pool.reservoir, generator))
     lines = [_Line(list(pool.population), generator) for generator in generators]
     for step in range(settings.steps + 1):
         going = [row for row, line in enumerate(lines) if not line.done]
         if step:
             for row in going:
-                lines[row].breed(step, pool.reservoir, settings, synonyms)
+                lines[row].breed(step, rewrite, settings, synonyms)
         wanted = [line.unknown() for line in lines]
         for line, members, losses in zip(lines, wanted, losses_of(wanted), strict=True):
             line.known.update(zip(members, losses.tolist(), strict=True))
@@ -122,7 +129,7 @@ class _Line:
     def breed(
         self,
         step: int,
-        reservoir: Sequence[str],
+        rewrite: Rewrite,
         settings: Settings,
         synonyms: Mapping[str, Sequence[str]],
     ) -> None:
@@ -140,7 +147,7 @@ class _Line:
                 reword(member, self.words, synonyms, settings.crossover, generator)
                 for member in members[kept:]
             ]
-        self.members = members[:kept] + mutate(offspring, reservoir, settings.mutation, generator)
+        self.members = members[:kept] + mutate(offspring, rewrite, settings.mutation, generator)
 
     def found(self, row: int, step: int, settings: Settings) -> Found:
         text = min(self.members, key=self.known.__getitem__)
@@ -205,17 +212,21 @@ def sentences(text: str) -> list[list[str]]:
 
 
 def mutate(
-    members: Sequence[str], reservoir: Sequence[str], chance: float, generator: torch.Generator
+    members: Sequence[str], rewrite: Rewrite, chance: float, generator: torch.Generator
 ) -> list[str]:
-    """Replace members, each with a chance, by random ones of the reservoir.
-
-    Differs: the paper has GPT-4 rewrite them; this is what the official code does without a key.
-    """
+    """Rewrite members, each with a chance; one that would lose its placeholder stays as it is."""
+    hits = (torch.rand(len(members), generator=generator) < chance).nonzero().flatten().tolist()
     mutated = list(members)
-    for i, hit in enumerate((torch.rand(len(members), generator=generator) < chance).tolist()):
-        if hit:
-            mutated[i] = reservoir[_below(len(reservoir), generator)]
+    if hits:
+        for i, text in zip(hits, rewrite([members[i] for i in hits], generator), strict=True):
+            if text.count(PLACEHOLDER) == 1:
+                mutated[i] = text
     return mutated
+
+
+def drawn(texts: Sequence[str], reservoir: Sequence[str], generator: torch.Generator) -> list[str]:
+    """A random text of the reservoir for each: what the official code does without an API key."""
+    return [reservoir[_below(len(reservoir), generator)] for _ in texts]
 
 
 def valued(

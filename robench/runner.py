@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
@@ -146,6 +147,7 @@ def run(
         store=store,
         data=data,
         judges=chosen_judges,
+        helper=cache(lambda name: loading.load(loading.find(name), device=device, dtype=dtype)),
         keep_going=keep_going,
         info={
             "suite": {"name": asked.name, "attacks": list(asked.attacks)},
@@ -177,6 +179,7 @@ class _Work:
     store: RunStore
     data: Data
     judges: Mapping[str, Any]
+    helper: Callable[[str], ChatModel]
     keep_going: bool
     info: Mapping[str, Any]
 
@@ -298,7 +301,7 @@ class _Work:
     def _context(self, seed: int) -> Context:
         data = self.data
         judge = next(iter(self.judges.values()))
-        return Context(data.references, data.tune, data.examples, judge, seed)
+        return Context(data.references, data.tune, data.examples, judge, seed, self.helper)
 
     def _provided(self, method: Method) -> None:
         lacking = _lacking(method, self.data)

@@ -136,6 +136,7 @@ class Context:
     tune:       behaviors for choosing settings; never the ones under test
     examples:   training text for defenses (train split)
     judge:      the tuning judge
+    model:      loads a helper model by its name
     """
 
     references: Sequence[Behavior] = ()
@@ -143,6 +144,7 @@ class Context:
     examples: Sequence[Example] = ()
     judge: Judge | None = None
     seed: int = 0
+    model: Callable[[str], ChatModel] | None = None
     memory: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def rng(self, *key: object) -> torch.Generator:

@@ -1,5 +1,7 @@
 """AutoDAN: its fitness against a plain loop, its settings, and the science on the organism."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -165,3 +167,27 @@ def test_the_search_breaks_what_its_pool_does_not():
         broken[name] = sum(score >= 0.5 for score in scores)
     assert broken["autodan_initial"] <= 1
     assert broken["autodan"] >= broken["autodan_initial"] + 2
+
+
+class Helper:
+    """A helper model that rewords by a fixed rule and counts what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def generate(self, prompts):
+        texts = [p.messages[0]["content"].split("\n\n", 1)[1] for p in prompts]
+        self.asked += texts
+        return [f"Reworded. {text}" for text in texts]
+
+
+def test_a_helper_model_mutates_where_one_is_named():
+    helper = Helper()
+    ctx = replace(tiny_context(), model={"helper": helper}.__getitem__)
+    attack = AutoDAN(steps=4, population=6, mutation=0.5, mutator="helper", every=1)
+    model, behaviors = tiny(), tiny_behaviors(2)
+    attempts = list(attack.run(model, behaviors, ctx))
+    assert helper.asked and all("[REQUEST]" in text for text in helper.asked)
+    assert sum(a.final for a in attempts) == 2
+    with pytest.raises(Failure, match="helper models"):
+        list(attack.run(model, behaviors, Context()))

@@ -1,14 +1,15 @@
 """One slicer: ids around the gap are those of the whole string, on real templates too (7.1)."""
 
-import itertools
 import random
+from itertools import pairwise
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from robench.chat import Chat, fill
 from robench.errors import InputError
+from robench.model import ChatModel
 from robench.testing import tiny
 from robench.types import GAP, user
 
@@ -80,27 +81,59 @@ def test_a_tokenizer_without_template_is_refused():
         Chat(tokenizer)
 
 
-TEMPLATES = ["chatml", "gemma-it", "llama-2-chat", "llama-3-instruct", "mistral-instruct", "phi-3"]
+TEMPLATES = """
+    alpaca amberchat chatml chatqa falcon-instruct gemma-it llama-2-chat llama-3-instruct
+    ministral-instruct mistral-instruct openchat-3.5 phi-3 saiga solar-instruct vicuna zephyr
+"""
+TOKENIZERS = {"gpt2": "", "llama2": " "}  # and the joiner that each of them needs
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("name", ["gpt2", "llama2"])
+def real(folder, template: str, name: str) -> Chat:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizers" / name)
+    tokenizer.chat_template = (folder / "chat_templates" / f"{template}.jinja").read_text()
+    return Chat(tokenizer)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.split())
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_real_templates_and_tokenizers(real_data, template, name):
-    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
-    tokenizer.chat_template = (real_data / "chat_templates" / f"{template}.jinja").read_text()
-    chat = Chat(tokenizer)
+    chat = real(real_data, template, name)
     messages = user(f"Explain how a bridge works{GAP}")
     seams = chat.seams(messages)
-    text = f"{chat.joiner}{chat.decode([tokenizer(' plain words')['input_ids'][-2:]])[0].strip()}"
-    text = text if text.startswith(" ") else f" {text}"
-    ids = whole(chat, messages, text)
+    ids = whole(chat, messages, " plain words")
     assert ids[: len(seams.before_ids)] == seams.before_ids
     assert ids[len(ids) - len(seams.after_ids) :] == seams.after_ids
-    assert chat.joiner == {"gpt2": "", "llama2": " "}[name]
+    assert chat.joiner == TOKENIZERS[name]
     target = "Sure, here is how"
     assert chat.decode([chat.target_ids(fill(messages, " x"), target)])[0].strip() == target
-    bos = tokenizer.bos_token_id
-    assert not any(a == b == bos for a, b in itertools.pairwise(ids))
+    bos = chat.tokenizer.bos_token
+    written = bos * 2 in chat.render(fill(messages, " x"))  # by the template itself
+    doubled = any(a == b == chat.tokenizer.bos_token_id for a, b in pairwise(ids))
+    assert doubled <= written
+
+
+@pytest.mark.parametrize("template", ["llama-2-chat", "llama-3-instruct", "chatml"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_swaps_survive_real_templates(real_data, template, name):
+    """What `survives` lets through comes back from the final prompt's text, token by token."""
+    chat = real(real_data, template, name)
+    config = LlamaConfig(
+        vocab_size=len(chat.tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    model = ChatModel.of(AutoModelForCausalLM.from_config(config), chat)
+    slots = model.slots([user(f"Explain how a bridge works{GAP}")], ["Sure, here is how"])
+    pool = model.allowed.nonzero().squeeze(1)
+    ids = pool[torch.randint(len(pool), (1, 300, 4), generator=torch.Generator().manual_seed(0))]
+    survives = slots.survives(ids)[0]
+    assert 0.02 < survives.float().mean() < 1
+    for j in range(300):
+        prompt = slots.prompt(0, ids[0, j])
+        (again,) = chat.encode([chat.render(prompt.messages)])
+        assert (tuple(again) == prompt.ids) == bool(survives[j])
 
 
 def test_ten_thousand_random_swaps_survive_or_are_told():

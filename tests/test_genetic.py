@@ -163,7 +163,8 @@ def test_elites_pass_unchanged():
     line = genetic._Line([f"Say {i}. [REQUEST]" for i in range(20)], rng())
     line.known = {member: value(member) for member in line.members}
     best = sorted(line.members, key=value)[:4]
-    line.breed(1, ["New. [REQUEST]"], Settings(elites=0.2, mutation=1.0), {})
+    new = lambda texts, _: ["New. [REQUEST]"] * len(texts)  # noqa: E731
+    line.breed(1, new, Settings(elites=0.2, mutation=1.0), {})
     assert line.members == best + ["New. [REQUEST]"] * 16
 
 
@@ -215,12 +216,25 @@ def test_a_loss_that_is_not_a_number_ends_the_search_and_is_told():
 
 
 def test_mutation_takes_from_the_reservoir_with_its_chance():
-    members, reservoir = [f"m{i}" for i in range(10_000)], ["r1", "r2"]
-    mutated = genetic.mutate(members, reservoir, 0.1, rng())
+    members = [f"m{i} [REQUEST]" for i in range(10_000)]
+    reservoir = ["r1 [REQUEST]", "r2 [REQUEST]"]
+
+    def draw(texts, generator):
+        return genetic.drawn(texts, reservoir, generator)
+
+    mutated = genetic.mutate(members, draw, 0.1, rng())
     hits = Counter(new for old, new in zip(members, mutated, strict=True) if new != old)
-    assert abs(hits.total() - 1000) < 4 * 30
-    assert abs(hits["r1"] - hits["r2"]) < 4 * math.sqrt(hits.total())
-    assert genetic.mutate(members, reservoir, 0.0, rng()) == members
+    assert set(hits) == set(reservoir)
+    assert abs(sum(hits.values()) - 1000) < 4 * math.sqrt(900)
+    assert abs(hits[reservoir[0]] - hits[reservoir[1]]) < 4 * math.sqrt(1000)
+    assert genetic.mutate(members, draw, 0.0, rng()) == members
+
+
+def test_a_rewriting_that_loses_or_doubles_the_placeholder_is_refused():
+    texts = ["keeps [REQUEST]", "loses [REQUEST]", "doubles [REQUEST]"]
+    said = {texts[0]: "new [REQUEST]", texts[1]: "new", texts[2]: "[REQUEST] [REQUEST]"}
+    mutated = genetic.mutate(texts, lambda hit, _: [said[text] for text in hit], 1.0, rng())
+    assert mutated == ["new [REQUEST]", *texts[1:]]
 
 
 # 23. Words
