@@ -59,24 +59,11 @@ class AutoDAN:
     }
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("population", 2), ("cycle", 1), ("every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}")
-        for name in ("points", "words", "patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
-        for name in ("crossover", "mutation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
-        if not 0 <= self.elites < 1:
-            raise ValueError("elites must be in [0, 1)")
-        genetic.read_pool(self.pool, self.population)
-        genetic.read_synonyms(self.synonyms)
+        genetic.check(self)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        texts = genetic.pool_file(self.pool), genetic.synonyms_file(self.synonyms)
-        return Path(genetic.__file__), *texts
+        return genetic.files(self)
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context

@@ -61,6 +61,14 @@ class Settings(Protocol):
     @property
     def words(self) -> int: ...  # kept in the dictionary, 0 = all
     @property
+    def population(self) -> int: ...  # M
+    @property
+    def every(self) -> int: ...  # steps between recorded attempts
+    @property
+    def pool(self) -> str: ...  # JSON file of prototypes, "" = the one that ships
+    @property
+    def synonyms(self) -> str: ...  # file of synonyms, "" = the one that ships
+    @property
     def patience(self) -> int: ...  # steps without progress that end a search, 0 = none do
 
 
@@ -289,6 +297,33 @@ def reword(
         left = REPLACED
         parts.append(_WORD.sub(other, part))
     return "".join(parts)
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings out of range, and files that cannot be used.
+
+    Raises:
+        ValueError: names the setting and its range.
+        InputError: names the file and what is wrong with it.
+    """
+    for name, least in (("steps", 1), ("population", 2), ("cycle", 1), ("every", 1)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} must be at least {least}")
+    for name in ("points", "words", "patience"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"{name} must not be negative")
+    for name in ("crossover", "mutation"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1]")
+    if not 0 <= settings.elites < 1:
+        raise ValueError("elites must be in [0, 1)")
+    read_pool(settings.pool, settings.population)
+    read_synonyms(settings.synonyms)
+
+
+def files(settings: Settings) -> tuple[Path, ...]:
+    """What a search depends on besides the attack's own file."""
+    return Path(__file__), pool_file(settings.pool), synonyms_file(settings.synonyms)
 
 
 def pool_file(path: str) -> Path:

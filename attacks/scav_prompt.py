@@ -54,19 +54,13 @@ class SCAVPrompt:
     }
 
     def __post_init__(self) -> None:
-        for name in ("steps", "cycle", "every", "pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("crossover", "mutation", "elites"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
-        genetic.read_pool(self.pool, self.population)
-        genetic.read_synonyms(self.synonyms)
+        if self.pairs < 1:
+            raise ValueError("pairs must be at least 1")
+        genetic.check(self)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        texts = genetic.pool_file(self.pool), genetic.synonyms_file(self.synonyms)
-        return Path(genetic.__file__), *texts
+        return genetic.files(self)
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
