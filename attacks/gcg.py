@@ -40,7 +40,7 @@ class GCG:
     stop: Literal["never", "match", "judge"] = "never"  # looked at every `every` steps
     below: float | None = None  # the loss below which `stop` is looked at
     every: int = 50  # steps between recorded attempts (test_steps there)
-    prune: bool = False  # do not score candidates to the end that are provably not the best
+    prune: bool = True  # do not score candidates to the end that are provably not the best
     universal: bool = False  # one suffix, fitted on harmful references
     goals: int = 25  # references that a universal suffix is fitted on, at most
 

@@ -30,7 +30,7 @@ from robench.registry import load as method
 from robench.types import Context
 
 PEER = ("nanogcg==0.3.0", "transformers==4.47.1")
-SIDES = ("robench", "robench, prune=true", "nanogcg")
+SIDES = ("robench", "robench, prune=false", "nanogcg")
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         for seed in range(args.rounds):
             for name in SIDES:
                 command = there if name == "nanogcg" else here
-                asked = {**job, "seed": seed, "prune": name.endswith("prune=true")}
+                asked = {**job, "seed": seed, "prune": not name.endswith("prune=false")}
                 found[name].append(answer(command, asked))
                 print(f"{name}: {found[name][-1]['seconds']:.1f} s", flush=True)
     report(args, found)
@@ -126,15 +126,15 @@ def report(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
     if max(abs(a - b) for a, b in starts) > (0.2 if args.shape else 1e-3):
         sys.exit("the two sides do not begin at the same loss: their prompts differ")
     seconds = {name: median(r["seconds"] for r in found[name]) for name in SIDES}
-    plain, pruned = (seconds["nanogcg"] / seconds[name] for name in SIDES[:2])
+    pruned, plain = (seconds["nanogcg"] / seconds[name] for name in SIDES[:2])
     record(
         f"gcg: {args.shape or 'organism'}, width {args.width}, top-k {args.topk}, "
         f"{args.behaviors} behaviors, {args.steps} steps, {args.rounds} rounds",
         ["", "ms per behavior-step", "CPU ms", "best loss (mean)", "peak MiB"],
         rows,
         f"best loss, robench minus nanoGCG: {mean(gaps):+.4f} (standard error {noise:.4f})",
-        f"ratio with prune=true: {pruned:.2f}",
-        f"ratio: {plain:.2f}",
+        f"ratio with prune=false: {plain:.2f}",
+        f"ratio: {pruned:.2f}",
     )
 
 

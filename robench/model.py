@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import takewhile
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -77,6 +78,12 @@ class Usage:
     parameters: int  # N, see `parameters`
     forward_tokens: int = 0
     backward_tokens: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def read(self, tokens: int) -> None:
+        """Count tokens of a forward pass; several threads may."""
+        with self._lock:
+            self.forward_tokens += tokens
 
     @property
     def tflop(self) -> float:
@@ -148,6 +155,12 @@ class ChatModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.network.get_input_embeddings().weight.dtype
+
+    @property
+    def workers(self) -> int:
+        """Passes that may run at a time: one per thread of a CPU, where none puts in hooks."""
+        alone = self.device.type != "cpu" or self.edits or self.around is not nullcontext
+        return 1 if alone else torch.get_num_threads()
 
     @property
     def depth(self) -> int:
@@ -310,7 +323,7 @@ class ChatModel:
         def work(part: slice) -> Tensor:
             embeds, mask = pad_left(inputs[part])
             own = [prompt.edits for prompt in prompts[part]]
-            self.usage.forward_tokens += mask.numel()
+            self.usage.read(mask.numel())
             with self._acting(own, prompt_roles(mask)), kept(self.network, layers) as h:
                 self.network(
                     inputs_embeds=embeds.to(self.dtype),
@@ -352,7 +365,7 @@ class ChatModel:
             raise ValueError("forward is for training, on a model without edits")
         mask = mask.to(self.device)
         wanted = mask.bool() if tokens is None else tokens.to(self.device)
-        self.usage.forward_tokens += ids.numel()
+        self.usage.read(ids.numel())
         if torch.is_grad_enabled():
             self.usage.backward_tokens += ids.numel()
         short = not logits and max(layers) < self.depth
@@ -389,7 +402,7 @@ class ChatModel:
             roles: (batch, time) of the positions, as edits see them.
             own: each row's edits besides the model's; by default none.
         """
-        self.usage.forward_tokens += embeds.shape[0] * embeds.shape[1]
+        self.usage.read(embeds.shape[0] * embeds.shape[1])
         with self._acting(own or [()] * len(embeds), roles):
             return self.network(inputs_embeds=embeds.to(self.dtype), **options)
 
@@ -452,7 +465,7 @@ class ChatModel:
             end = next((i for i, token in enumerate(row) if token in ends), None)
             text = self.chat.tokenizer.decode(row[:end], skip_special_tokens=True)
             replies.append(Reply(text, end is None, len(row) if end is None else end + 1))
-        self.usage.forward_tokens += int(mask.sum()) + sum(reply.tokens for reply in replies)
+        self.usage.read(int(mask.sum()) + sum(reply.tokens for reply in replies))
         return replies
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +74,6 @@ class Prefix:
 
         Rows of one owner look at its K/V; those of several get copies.
         """
-        from transformers import DynamicCache
-        from transformers.cache_utils import DynamicLayer
-
         lengths = torch.tensor([self.lengths[i] for i in owner])
         positions = lengths[:, None] + torch.arange(time)
         options: dict[str, Any] = {"position_ids": positions.to(device)}
@@ -85,18 +82,12 @@ class Prefix:
             return options
         single = len(set(owner)) == 1
         where = torch.tensor([*owner][:1] if single else [*owner])
-        cache = DynamicCache()
-        for pair in self.layers:
-            keys, values = (
-                tensor[:, :, tensor.shape[2] - longest :][where.to(tensor.device)].expand(
-                    len(owner), -1, -1, -1
-                )
-                for tensor in pair
-            )
-            layer = DynamicLayer()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values  # an update would copy them
-            cache.layers.append(layer)
+
+        def theirs(tensor: Tensor) -> Tensor:
+            mine = tensor[:, :, tensor.shape[2] - longest :][where.to(tensor.device)]
+            return mine.expand(len(owner), -1, -1, -1)
+
+        cache = cache_of((theirs(k), theirs(v)) for k, v in self.layers)
         options["past_key_values"] = cache
         if bool((lengths < longest).any()):
             columns = torch.arange(longest + time)
@@ -104,13 +95,28 @@ class Prefix:
         return options
 
 
+def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    """A cache that holds K and V (batch, heads, time, d_head) of each block, or nothing yet.
+
+    Whole rows in every block, sliding windows too: what they do not see is masked.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values  # an update would copy them
+        cache.layers.append(layer)
+    return cache
+
+
 def _read(
     model: ChatModel, ids: Tensor, roles: Tensor, options: dict[str, Any]
 ) -> tuple[tuple[Tensor, Tensor], ...]:
     """K and V of each block after a pass over ids (n, time), those it followed included."""
-    from transformers import DynamicCache
-
-    options = {"past_key_values": DynamicCache(), **options}
+    options = {"past_key_values": cache_of([]), **options}
     with torch.no_grad():
         model.run(model.embed(ids), roles, use_cache=True, logits_to_keep=1, **options)
     return tuple((layer.keys, layer.values) for layer in options["past_key_values"].layers)

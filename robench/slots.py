@@ -8,27 +8,24 @@ the target are made, and the loss is taken in fp32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from robench.batching import pad_right
+from robench.candidates import Candidates
 from robench.chat import Seams, fill
 from robench.errors import Failure
 from robench.hooks import target_roles
 from robench.prefix import Prefix
+from robench.pruning import best
 from robench.types import Edit, Message, Prompt
 
 if TYPE_CHECKING:
     from robench.model import ChatModel
-
-SAMPLE = 16  # candidates that are scored before others are pruned
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,10 @@ class Slots:
             same = (ids == parent[:, None]).long().cumprod(2).sum(2)
             start, read = same.clamp(max=k - 1), k - 1
             prefix = self._prefix.extended(self.model, parent[:, :-1])
-        candidates = _Candidates(self, ids, start, prefix, read)
-        return candidates.best() if prune else candidates.losses(torch.ones(n, w, dtype=torch.bool))
+        candidates = Candidates(self, ids, start, prefix, read)
+        if prune:
+            return best(candidates)
+        return candidates.losses(torch.ones(n, w, dtype=torch.bool))
 
     def loss_of_embeddings(self, soft: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Mean cross-entropy (n,) of each row's target, differentiable in soft (n, k, d).
@@ -157,10 +156,11 @@ class Slots:
         whole = (*row.seams.before_ids, *ids, *row.seams.after_ids)
         return Prompt(fill(row.messages, text), ids=whole)
 
-    def _longest(self, k: int) -> int:
+    def longest(self, k: int) -> int:
+        """Tokens of the longest row behind its prefix, with k in its gap."""
         return k + max(len(row.seams.after_ids) + len(row.target) for row in self.rows) - 1
 
-    def _loss(
+    def losses_of(
         self,
         owner: Sequence[int],
         gap: Tensor,
@@ -235,88 +235,6 @@ def target_loss(
     return (losses * real).sum(1) / real.sum(1)
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Candidates ids (n, w, k) of n gaps; in front of start (n, w) they are what `prefix` has read.
-
-    read: how many tokens of each gap the prefix has
-    """
-
-    slots: Slots
-    ids: Tensor
-    start: Tensor
-    prefix: Prefix
-    read: int
-
-    def losses(self, wanted: Tensor) -> Tensor:
-        """The losses (n, w) of the candidates that are `wanted` (n, w), inf of the others."""
-        chunks, k = self.slots.model.chunks, self.ids.shape[2]
-        owner, place = wanted.nonzero(as_tuple=True)
-        enough = chunks.enough // self.slots._longest(k)
-        parts, results = [], []
-        for some in runs(owner.tolist(), enough):  # a pass of one owner copies no K/V
-            order = self.start[owner[some], place[some]].argsort(stable=True) + some.start
-            starts = self.start[owner[order], place[order]].tolist()
-            for same in runs(starts, enough):
-                rows, floor = order[same], starts[same.start]
-                work = partial(self._pass, owner[rows], place[rows], floor)
-                for part, result in chunks.map(work, len(rows), self.slots._longest(k - floor)):
-                    parts.append(rows[part])
-                    results.append(result)
-        losses = torch.full(wanted.shape, math.inf)
-        if parts:  # brought to the CPU at the end: a pass does not wait for the one before
-            done = torch.cat(parts)
-            losses[owner[done], place[done]] = torch.cat(results).cpu()
-        return losses
-
-    def best(self) -> Tensor:
-        """The losses (n, w) of all candidates that may be a row's best, inf of the others.
-
-        A loss is a mean of terms that are not negative, so its first alone is a lower bound. Rows
-        in which that spares few candidates, by a sample, have them all scored.
-        """
-        everyone = torch.ones(self.start.shape, dtype=torch.bool)
-        sample = torch.zeros_like(everyone)
-        sample[:, :: max(1, sample.shape[1] // SAMPLE)] = True
-        losses = self.losses(sample)
-        spared = (self._bound(sample) > losses.amin(1, keepdim=True)) & sample
-        worth = 2 * spared.sum(1, keepdim=True) > sample.sum(1, keepdim=True)
-        bound = torch.where(worth, self._bound(worth & ~sample), -math.inf)
-        # The most promising first, for a loss that spares others
-        early = torch.zeros_like(everyone).scatter(1, bound.argsort(1)[:, :SAMPLE], True)
-        early &= worth & ~sample
-        losses = torch.where(early, self.losses(early), losses)
-        late = ~(sample | early | (bound > losses.amin(1, keepdim=True)))
-        return torch.where(late, self.losses(late), losses)
-
-    def _bound(self, wanted: Tensor) -> Tensor:
-        """What the losses (n, w) of the `wanted` are at least, inf of the others."""
-        slots = self.slots
-        rows = [replace(row, target=row.target[:1]) for row in slots.rows]
-        first = replace(self, slots=Slots(slots.model, rows, slots._prefix)).losses(wanted)
-        slack = 16 * torch.finfo(slots.model.dtype).eps  # a shorter pass rounds differently
-        count = torch.tensor([len(row.target) for row in slots.rows])
-        return ((first - slack) / count[:, None]).nan_to_num(nan=-math.inf, posinf=math.inf)
-
-    def _pass(self, owner: Tensor, place: Tensor, floor: int, part: slice) -> Tensor:
-        """The losses of a part of some candidates, none of which changes in front of `floor`."""
-        owner, place = owner[part], place[part]
-        gap = self.slots.model.embed(self.ids[owner, place, floor:])
-        prefix = self.prefix.without(self.read - floor)
-        return self.slots._loss(owner.tolist(), gap, prefix=prefix)
-
-
-def runs(keys: Sequence[int], least: int) -> list[slice]:
-    """Cut sorted keys where they change, into pieces of at least `least` places."""
-    cuts = [0] if keys else []
-    for i in range(1, len(keys)):
-        if keys[i] != keys[i - 1] and i - cuts[-1] >= least:
-            cuts.append(i)
-    if len(cuts) > 1 and len(keys) - cuts[-1] < least:
-        cuts.pop()
-    return [slice(a, b) for a, b in pairwise([*cuts, len(keys)])]
-
-
 class _RowLoss(torch.autograd.Function):
     """Losses of independent rows with their gradients, a chunk at a time."""
 
@@ -331,13 +249,13 @@ class _RowLoss(torch.autograd.Function):
             some = lengths[part] if lengths is not None else None
             with torch.set_grad_enabled(wanted):
                 vectors = soft[part].detach().requires_grad_(wanted)
-                loss = slots._loss(owner, vectors, some)
+                loss = slots.losses_of(owner, vectors, some)
                 if not wanted:
                     return loss, None
-                slots.model.usage.backward_tokens += len(owner) * slots._longest(soft.shape[1])
+                slots.model.usage.backward_tokens += len(owner) * slots.longest(soft.shape[1])
                 return loss.detach(), torch.autograd.grad(loss.sum(), vectors)[0]
 
-        per_row = slots._longest(soft.shape[1])
+        per_row = slots.longest(soft.shape[1])
         for part, (loss, grad) in slots.model.chunks.map(work, len(soft), per_row):
             losses[part] = loss
             if grad is not None:

@@ -7,10 +7,11 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
+from robench.batching import side_by_side
+from robench.candidates import runs
 from robench.errors import Failure, InputError
 from robench.hooks import blocks
 from robench.model import ChatModel
-from robench.slots import runs
 from robench.testing import FAMILIES, tiny
 from robench.types import GAP, LAST, PROMPT, REPLY, Prompt, user
 
@@ -112,18 +113,66 @@ def test_sharing_sees_what_a_defense_edits(family):
         slots = defended.slots([user(f"{t}{GAP}") for t in TEXTS], TARGETS)
         parent = draw(model, 3, 4)
         ids = swapped(model, parent, 9)
-        torch.testing.assert_close(slots.loss(ids, parent), slots.loss(ids), atol=1e-5, rtol=0)
+        whole, pruned = slots.loss(ids), slots.loss(ids, parent, prune=True)
+        torch.testing.assert_close(slots.loss(ids, parent), whole, atol=1e-5, rtol=0)
+        kept = pruned.isfinite()
+        torch.testing.assert_close(pruned[kept], whole[kept], atol=1e-5, rtol=0)
+        assert (pruned.amin(1) - whole.amin(1)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("prune", [False, True])
+def test_rows_side_by_side_are_rows_one_after_the_other(prune):
+    model, slots = make()
+    parent = draw(model, 3, 6)
+    ids = swapped(model, parent, 60)
+    found, spent = [], []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            before = model.usage.forward_tokens
+            found.append(slots.loss(ids, parent, prune))
+            spent.append(model.usage.forward_tokens - before)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+    assert spent[0] == spent[1]
+
+
+def test_only_passes_without_hooks_run_side_by_side():
+    model = tiny()
+    torch.set_num_threads(2)
+    try:
+        assert model.workers == 2
+        assert model.edited([Roll(1, (PROMPT,))]).workers == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_what_fails_side_by_side_fails():
+    def work(i: int) -> int:
+        if i == 3:
+            raise ZeroDivisionError
+        return i * i
+
+    assert side_by_side(work, range(3), 2) == [0, 1, 4]
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(work, range(5), 2)
+    with torch.no_grad():
+        assert side_by_side(lambda i: torch.is_grad_enabled(), range(2), 2) == [False, False]
+
+
+@pytest.mark.parametrize("enough", [1, 60, 10_000])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_pruning_keeps_the_best(family):
-    """Of 300 random instances; a short target's first term says much, a long one's little."""
+def test_pruning_keeps_the_best(family, enough):
+    """Of 60 random instances; a short target's first term says much, a long one's little."""
     spared, places = 0, 0
     for seed in range(5):
         model = tiny(family, seed)
+        model.chunks.enough = enough
         slots = model.slots([user(f"{t}{GAP}") for t in TEXTS], ["Sure", "Sure,", TARGETS[0]])
         parent = draw(model, 3, 4)
-        for again in range(10):
+        for again in range(4):
             ids = swapped(model, parent, 48, seed=again)
             whole, pruned = slots.loss(ids, parent), slots.loss(ids, parent, prune=True)
             assert torch.equal(whole.argmin(1), pruned.argmin(1))
