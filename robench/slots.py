@@ -210,6 +210,8 @@ def target_loss(
         owner: (b,) the prefix of each row.
         own: each row's edits besides the model's; they do not act on the prefix.
     """
+    from robench.shared_prefix import following
+
     labels, real = pad_right(targets)
     labels, real = labels.to(embeds.device), real.to(embeds.device)
     starts = torch.tensor(first)
@@ -217,14 +219,15 @@ def target_loss(
     at = at.clamp(max=embeds.shape[1] - 1)  # beyond a shorter target; masked below
     needed = at.unique()  # logits of these positions only
     ends = starts + torch.tensor([len(target) for target in targets])
-    output = model.run(
-        embeds,
-        target_roles(starts, ends, embeds.shape[1]),
-        own,
-        logits_to_keep=needed.tolist(),  # a list fits whatever device the last block is on
-        use_cache=True,
-        **prefix.options(owner, embeds.shape[1], embeds.device),
-    )
+    with following(model, prefix, owner, embeds.shape[1]) as options:
+        output = model.run(
+            embeds,
+            target_roles(starts, ends, embeds.shape[1]),
+            own,
+            logits_to_keep=needed.tolist(),  # a list fits whatever device the last block is on
+            use_cache=True,
+            **options,
+        )
     logits = output.logits.to(embeds.device)
     if len(set(first)) > 1:
         kept = torch.searchsorted(needed, at).to(embeds.device)
