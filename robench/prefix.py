@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from robench.types import PAD, PROMPT
 
 if TYPE_CHECKING:
     from robench.model import ChatModel
+
+Layers = Sequence[tuple[Tensor, Tensor]]  # K and V of each block
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,24 @@ class Prefix:
         layers = tuple((k[where.to(k.device)], v[where.to(v.device)]) for k, v in self.layers)
         return Prefix(tuple(self.lengths[i] for i in indices), layers)
 
-    def options(self, owner: Sequence[int], time: int, device: torch.device) -> dict[str, Any]:
+    def options(
+        self, owner: Sequence[int], time: int, device: torch.device, behind: Layers = ()
+    ) -> dict[str, Any]:
         """What a pass of `time` tokens for the rows `owner` (b,) needs to follow its prefix.
 
         Rows of one owner look at its K/V; those of several get copies.
+
+        Args:
+            behind: K and V of each block, (b, heads, m, d_head) each, of what every row has read
+                since; none where that is nothing.
         """
         lengths = torch.tensor([self.lengths[i] for i in owner])
-        positions = lengths[:, None] + torch.arange(time)
+        since = behind[0][0].shape[2] if behind else 0
+        positions = lengths[:, None] + since + torch.arange(time)
         options: dict[str, Any] = {"position_ids": positions.to(device)}
         longest = int(lengths.max())
         if not longest:
-            return options
+            return {**options, "past_key_values": cache_of(behind)} if behind else options
         single = len(set(owner)) == 1
         where = torch.tensor([*owner][:1] if single else [*owner])
 
@@ -87,15 +96,27 @@ class Prefix:
             mine = tensor[:, :, tensor.shape[2] - longest :][where.to(tensor.device)]
             return mine.expand(len(owner), -1, -1, -1)
 
-        cache = cache_of((theirs(k), theirs(v)) for k, v in self.layers)
-        options["past_key_values"] = cache
+        layers: Layers = [(theirs(k), theirs(v)) for k, v in self.layers]
+        if behind:
+            layers = joined([layers, behind], dim=2)
+        options["past_key_values"] = cache_of(layers)
         if bool((lengths < longest).any()):
-            columns = torch.arange(longest + time)
+            columns = torch.arange(longest + since + time)
             options["attention_mask"] = (columns >= longest - lengths[:, None]).long().to(device)
         return options
 
 
-def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> Any:
+def joined(parts: Sequence[Layers], dim: int) -> Layers:
+    """K and V of each block, of all parts along `dim`: 0 their rows, 2 their tokens."""
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        (torch.cat([k for k, _ in block], dim), torch.cat([v for _, v in block], dim))
+        for block in zip(*parts, strict=True)
+    ]
+
+
+def cache_of(layers: Layers) -> Any:
     """A cache that holds K and V (batch, heads, time, d_head) of each block, or nothing yet.
 
     Whole rows in every block, sliding windows too: what they do not see is masked.
@@ -116,7 +137,7 @@ def _read(
     model: ChatModel, ids: Tensor, roles: Tensor, options: dict[str, Any]
 ) -> tuple[tuple[Tensor, Tensor], ...]:
     """K and V of each block after a pass over ids (n, time), those it followed included."""
-    options = {"past_key_values": cache_of([]), **options}
+    options = {"past_key_values": cache_of(()), **options}
     with torch.no_grad():
         model.run(model.embed(ids), roles, use_cache=True, logits_to_keep=1, **options)
     return tuple((layer.keys, layer.values) for layer in options["past_key_values"].layers)

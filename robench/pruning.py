@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from robench.batching import side_by_side
 from robench.candidates import Candidates, runs
 from robench.hooks import target_roles
-from robench.prefix import cache_of
+from robench.prefix import Layers, joined
+from robench.shared_prefix import following, newest
 from robench.types import REPLY
 
 EARLY = 16  # candidates of the first pass that go on, to have a loss that others are held against
@@ -44,12 +45,14 @@ class Alive:
 
     place:  (b,) among the row's candidates
     first:  (b,) the target's first term of each, on the CPU
-    layers: K and V of each block, of all that stands in front of the target
+    floor:  where in the gap their own K/V begin
+    layers: these K and V of each block, up to the target
     """
 
     place: Tensor
     first: Tensor
-    layers: Sequence[tuple[Tensor, Tensor]]
+    floor: int
+    layers: Layers
 
     def select(self, chosen: Tensor) -> Alive:
         """Those that are `chosen` (b,)."""
@@ -57,19 +60,7 @@ class Alive:
             return self
         where = chosen.nonzero().squeeze(1)
         layers = [(k[where.to(k.device)], v[where.to(v.device)]) for k, v in self.layers]
-        return Alive(self.place[where], self.first[where], layers)
-
-
-def together(parts: Sequence[Alive]) -> Alive:
-    """All of them; what stands in front of the target is as long in each."""
-    if len(parts) == 1:
-        return parts[0]
-    blocks = zip(*(part.layers for part in parts), strict=True)
-    return Alive(
-        torch.cat([part.place for part in parts]),
-        torch.cat([part.first for part in parts]),
-        [(torch.cat([k for k, _ in block]), torch.cat([v for _, v in block])) for block in blocks],
-    )
+        return Alive(self.place[where], self.first[where], self.floor, layers)
 
 
 def count(parts: Sequence[Alive]) -> int:
@@ -139,42 +130,61 @@ class Race:
         after = self.model.embed(torch.tensor(self.after, dtype=torch.long))
         embeds = torch.cat([gap, after.expand(len(places), -1, -1)], dim=1)
         prefix, time = every.prefix.without(every.read - floor), self.time - floor
-        options = prefix.options([self.row] * len(places), time, gap.device)
-        last = target_roles(torch.tensor([time - 1]), torch.tensor([time]), time)
-        logits, cache = self._read(embeds, last, logits_to_keep=1, **options)
+        roles = target_roles(torch.tensor([time - 1]), torch.tensor([time]), time)
+        owner = [self.row] * len(places)
+        with following(self.model, prefix, owner, time, keep=True) as options:
+            logits = self._read(embeds, roles, options, 1)
         first = _terms(logits, self.target[:1])[:, 0].cpu()
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
-        return Alive(places, first, layers)
+        return Alive(places, first, floor, newest(options["past_key_values"], time))
 
     def _finish(self, waiting: Sequence[Alive]) -> None:
         """Read the target's other terms of those that still may be the best."""
         still = self._open(waiting)
         if not still:
             return
-        alive, rest = together(still), self.target[1:]
-        total = alive.first
+        place, first = (torch.cat([getattr(part, name) for part in still])
+                        for name in ("place", "first"))  # fmt: skip
+        layers = joined([self._whole(part) for part in still], dim=0)
+        rest, total = self.target[1:], first
         if rest:
-            work = partial(self._rest, alive)
-            parts = self.model.chunks.map(work, len(total), self.time + len(rest))
-            total = total + torch.cat([terms for _, terms in parts]).cpu()
-        self.losses[alive.place] = total / len(self.target)
+            work = partial(self._rest, layers)
+            parts = self.model.chunks.map(work, len(place), self.time + len(rest))
+            total = first + torch.cat([terms for _, terms in parts]).cpu()
+        self.losses[place] = total / len(self.target)
 
-    def _rest(self, alive: Alive, part: slice) -> Tensor:
-        """The sum (b,) of a part's terms behind the first."""
-        b, read = len(alive.place[part]), self.target[:-1]
-        embeds = self.model.embed(torch.tensor(read)).expand(b, -1, -1)
+    def _whole(self, part: Alive) -> Layers:
+        """K and V of the whole gap and what is behind it, the row's own tokens in front."""
+        if not part.floor:
+            return part.layers
         every = self.candidates
-        begin = every.prefix.lengths[self.row] - every.read + self.time
-        cache = cache_of((k[part], v[part]) for k, v in alive.layers)
-        positions = (begin + torch.arange(len(read))).expand(b, -1).to(embeds.device)
-        roles = torch.full((b, len(read)), REPLY)
-        logits, _ = self._read(embeds, roles, position_ids=positions, past_key_values=cache)
+        begin, end = -every.read, part.floor - every.read or None
+
+        def theirs(tensor: Tensor) -> Tensor:
+            return tensor[self.row, :, begin:end].expand(len(part.place), -1, -1, -1)
+
+        shared = [(theirs(k), theirs(v)) for k, v in every.prefix.layers]
+        return joined([shared, part.layers], dim=2)
+
+    def _rest(self, layers: Layers, part: slice) -> Tensor:
+        """The sum (b,) of a part's terms behind the first."""
+        behind, read = [(k[part], v[part]) for k, v in layers], self.target[:-1]
+        b = part.stop - part.start
+        embeds = self.model.embed(torch.tensor(read)).expand(b, -1, -1)
+        prefix, owner = self.candidates.prefix.without(self.candidates.read), [self.row] * b
+        with following(self.model, prefix, owner, len(read), behind) as options:
+            logits = self._read(embeds, torch.full((1, len(read)), REPLY), options, 0)
         return _terms(logits, self.target[1:]).sum(1)
 
-    def _read(self, embeds: Tensor, roles: Tensor, **options: Any) -> tuple[Tensor, Any]:
-        options = {"past_key_values": cache_of([]), **options}
-        output = self.model.run(embeds, roles.expand(len(embeds), -1), use_cache=True, **options)
-        return output.logits.to(embeds.device), options["past_key_values"]
+    def _read(self, embeds: Tensor, roles: Tensor, options: dict[str, Any], rows: int) -> Tensor:
+        """The logits of the last `rows` tokens, or of all with 0."""
+        output = self.model.run(
+            embeds,
+            roles.expand(len(embeds), -1),
+            logits_to_keep=rows,
+            use_cache=True,
+            **options,
+        )
+        return output.logits.to(embeds.device)
 
 
 def _terms(logits: Tensor, target: Sequence[int]) -> Tensor:

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from robench.prefix import Prefix
+from robench.prefix import Layers, Prefix, cache_of
 
 if TYPE_CHECKING:
     from robench.model import ChatModel
@@ -30,34 +31,58 @@ NAME = "robench_shared_prefix"
 # Whose attention is softmax(q k) v of what the cache returns: no sinks, no biases, no chunks.
 FAMILIES = ("gemma", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
+_LOCK = Lock()
+_SWITCHED: dict[int, tuple[int, str]] = {}  # by config: passes inside, and the attention before
+
 
 @contextmanager
 def following(
-    model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int
+    model: ChatModel,
+    prefix: Prefix,
+    owner: Sequence[int],
+    time: int,
+    behind: Layers = (),
+    keep: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """What a pass of `time` tokens for the rows `owner` (b,) needs to follow its prefix.
 
     The pass runs inside: the network may have another attention meanwhile.
+
+    Args:
+        behind: as for `Prefix.options`, which takes over where there is nothing to be shared.
+        keep: whether `newest` will be asked what the pass has read.
     """
-    if not (admits(model, prefix, owner, time) and pays(model, prefix, owner, time)):
-        yield prefix.options(owner, time, model.device)
+    if not (admits(model, prefix, owner, time, behind) and pays(model, prefix, owner, time)):
+        options = prefix.options(owner, time, model.device, behind)
+        yield {"past_key_values": cache_of(()), **options} if keep else options
         return
-    config, length, cache = model.network.config, prefix.lengths[owner[0]], DynamicCache()
-    for pair in prefix.layers:
+    length, cache = prefix.lengths[owner[0]], DynamicCache()
+    since = behind[0][0].shape[2] if behind else 0
+    for i, pair in enumerate(prefix.layers):
         keys, values = (tensor[owner[0], None, :, -length:] for tensor in pair)
-        cache.layers.append(_Standing(keys, values))
-    positions = torch.arange(length, length + time, device=model.device).expand(len(owner), -1)
-    before = config._attn_implementation
-    config._attn_implementation = NAME  # `set_attn_implementation` walks through all modules
-    try:
+        cache.layers.append(_Standing(keys, values, behind[i] if behind else None, keep))
+    begin = length + since
+    positions = torch.arange(begin, begin + time, device=model.device).expand(len(owner), -1)
+    with _switched(model.network.config):
         yield {"position_ids": positions, "past_key_values": cache}
-    finally:
-        config._attn_implementation = before
 
 
-def admits(model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int) -> bool:
+def newest(cache: Any, time: int) -> Layers:
+    """K and V of each block, of the `time` tokens that a pass with `keep` has read."""
+    return [
+        layer.new
+        if isinstance(layer, _Standing)
+        else (layer.keys[:, :, -time:], layer.values[:, :, -time:])
+        for layer in cache.layers
+    ]
+
+
+def admits(
+    model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int, behind: Layers = ()
+) -> bool:
     """Whether the rows have one prefix, and the attention here is the model's."""
     config, length = model.network.config, prefix.lengths[owner[0]]
+    since = behind[0][0].shape[2] if behind else 0
     window = getattr(config, "sliding_window", None)
     return (
         not torch.is_grad_enabled()
@@ -65,10 +90,10 @@ def admits(model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int) ->
         and len(set(owner)) == 1
         and type(model.network).__module__.startswith("transformers.models.")
         and config.model_type in FAMILIES
-        and config._attn_implementation == "sdpa"
+        and config._attn_implementation in ("sdpa", NAME)
         and getattr(config, "attn_logit_softcapping", None) is None
         and not getattr(config, "use_bidirectional_attention", None)
-        and (window is None or length + time <= window)
+        and (window is None or length + since + time <= window)
         and all(_has_kernel(keys) for keys, _ in prefix.layers)
     )
 
@@ -85,52 +110,90 @@ def _has_kernel(keys: Tensor) -> bool:
     return keys.device.type == "cpu"
 
 
-class _Standing(DynamicLayer):  # type: ignore[misc]
-    """K/V (1, kv_heads, prefix, d_head) in front of what a pass reads. It does not grow."""
+@contextmanager
+def _switched(config: Any) -> Iterator[None]:
+    """This attention, until the last of the passes inside has ended: several may run at a time."""
+    with _LOCK:
+        inside, before = _SWITCHED.get(id(config), (0, config._attn_implementation))
+        _SWITCHED[id(config)] = inside + 1, before
+        config._attn_implementation = NAME  # `set_attn_implementation` walks through all modules
+    try:
+        yield
+    finally:
+        with _LOCK:
+            inside, before = _SWITCHED.pop(id(config))
+            if inside > 1:
+                _SWITCHED[id(config)] = inside - 1, before
+            else:
+                config._attn_implementation = before
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+
+class _Standing(DynamicLayer):  # type: ignore[misc]
+    """K/V (1, kv_heads, prefix, d_head) in front of what a pass reads, and of each row's own."""
+
+    def __init__(
+        self, keys: Tensor, values: Tensor, own: tuple[Tensor, Tensor] | None, keep: bool
+    ) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.keys = (keys,) if own is None else (keys, own[0])
+        self.values = (values,) if own is None else (values, own[1])
+        self.keep = keep
+        self.new: tuple[Tensor, Tensor] = keys, values
+
+    def get_seq_length(self) -> int:
+        return sum(part.shape[2] for part in self.keys)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """K and V, each of the prefix and of the new tokens, for no other attention than this."""
-        return (self.keys, key_states), (self.values, value_states)
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """K and V, part by part, the new tokens' last: for no other attention than this."""
+        if self.keep:
+            self.new = key_states, value_states
+        return (*self.keys, key_states), (*self.values, value_states)
 
 
 def attention(
     module: nn.Module,
     query: Tensor,
-    key: tuple[Tensor, Tensor],
-    value: tuple[Tensor, Tensor],
-    attention_mask: None,
+    key: Tensor | tuple[Tensor, ...],
+    value: Tensor | tuple[Tensor, ...],
+    attention_mask: Tensor | None,
     *,
     scaling: float,
-    **_: Any,
+    **how: Any,
 ) -> tuple[Tensor, None]:
     """Attention (b, time, heads, d) of queries (b, heads, time, d), and no weights.
 
-    There is no mask: all see the whole prefix, and of the new tokens those up to themselves.
+    K and V in parts need no mask: all see the parts in front, and of the new tokens those up to
+    themselves. Where they are whole, the pass is another's that runs meanwhile.
 
     Args:
-        key: of the prefix (1, kv_heads, prefix, d) and of the new tokens (b, kv_heads, time, d).
+        key: (rows, kv_heads, tokens, d) of each part, the new tokens last; a part of one row is
+            every row's.
         value: likewise.
     """
-    b, heads, time, d = query.shape
+    if not isinstance(key, tuple) or not isinstance(value, tuple):
+        usual = AttentionInterface()["sdpa"]
+        return usual(module, query, key, value, attention_mask, scaling=scaling, **how)
+    b, heads, time, _ = query.shape
     groups = heads // key[0].shape[1]
-    (old_key, new_key), (old_value, new_value) = (
-        (old.repeat_interleave(groups, dim=1), new.repeat_interleave(groups, dim=1))
-        for old, new in (key, value)
+    *parts, (new_key, new_value) = (
+        (k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1))
+        for k, v in zip(key, value, strict=True)
     )
-    queries = query.transpose(0, 1).reshape(1, heads, b * time, d)
-    far, far_sum = _attend(queries, old_key, old_value, scaling, causal=False)
     near, near_sum = _attend(query, new_key, new_value, scaling, causal=True)
-    far, far_sum = (t[0].unflatten(1, (b, time)).transpose(0, 1) for t in (far, far_sum))
-    share = (far_sum - near_sum).sigmoid()
-    far, near, share = (t.transpose(1, 2).to(share.dtype) for t in (far, near, share))
-    return near.lerp(far, share).to(query.dtype).contiguous(), None
+    for old_key, old_value in parts:
+        if len(old_key) < b:
+            queries = query.transpose(0, 1).flatten(1, 2)[None]
+            found = _attend(queries, old_key, old_value, scaling, causal=False)
+            far, far_sum = (t[0].unflatten(1, (b, time)).transpose(0, 1) for t in found)
+        else:
+            far, far_sum = _attend(query, old_key, old_value, scaling, causal=False)
+        share = (far_sum - near_sum).sigmoid()
+        near = near.to(share.dtype).lerp(far.to(share.dtype), share)
+        near_sum = torch.logaddexp(near_sum, far_sum)
+    return near.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
 def _attend(
@@ -152,3 +215,4 @@ def _attend(
 
 
 AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])

@@ -21,7 +21,6 @@ from robench.chat import Seams, fill
 from robench.errors import Failure
 from robench.hooks import target_roles
 from robench.prefix import Prefix
-from robench.pruning import best
 from robench.types import Edit, Message, Prompt
 
 if TYPE_CHECKING:
@@ -93,6 +92,8 @@ class Slots:
             prefix = self._prefix.extended(self.model, parent[:, :-1])
         candidates = Candidates(self, ids, start, prefix, read)
         if prune:
+            from robench.pruning import best
+
             return best(candidates)
         return candidates.losses(torch.ones(n, w, dtype=torch.bool))
 

@@ -182,6 +182,24 @@ def test_attention_is_one_softmax_over_prefix_and_new_tokens(kv, tilt):
     assert found.is_contiguous()
 
 
+def test_attention_to_what_each_row_has_read_since():
+    generator = torch.Generator().manual_seed(0)
+    rand = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    b, heads, time, d = 3, 4, 5, 8
+    query = rand(b, heads, time, d)
+    keys, values = (tuple(rand(rows, 2, n, d) for rows, n in ((1, 7), (b, 4), (b, time)))
+                    for _ in range(2))  # fmt: skip
+    found, _ = attention(torch.nn.Module(), query, keys, values, None, scaling=0.4)
+    key, value = (
+        torch.cat([part.expand(b, -1, -1, -1) for part in parts], 2).repeat_interleave(2, 1)
+        for parts in (keys, values)
+    )
+    seen = torch.ones(time, 11 + time).tril(11).bool()
+    scores = (0.4 * query @ key.mT).masked_fill(~seen, -torch.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 # No copies
 
 
@@ -305,7 +323,7 @@ def test_not_for_code_that_comes_with_a_model():
 def test_on_the_cpu_where_the_prefix_is_not_the_shorter_part(calls):
     model = made("llama")
     short = gap_of(model, "Why")
-    length, tail = short._prefix.lengths[0], short._longest(4)
+    length, tail = short._prefix.lengths[0], short.longest(4)
     assert 0 < length < tail
     short.loss(draw(model, 1, 6, 4))
     assert not calls
@@ -333,6 +351,29 @@ def test_the_network_is_as_before_a_pass_and_an_exception(calls):
     assert model.network.config._attn_implementation == "sdpa"
     assert model.network.config.to_dict() == config
     assert torch.equal(slots.loss(ids), whole)
+
+
+def test_passes_with_and_without_it_side_by_side(calls):
+    """One row's prefix is long enough, the other's is not; both are scored at a time."""
+    model = made("llama")
+    model.chunks.enough = 1
+    slots = model.slots([user(f"{text}{GAP}") for text in (LONG, "Why")], [TARGET] * 2)
+    parent = draw(model, 2, 6)
+    ids = parent[:, None].repeat(1, 24, 1)
+    ids[:, torch.arange(24), torch.arange(24) % 6] = draw(model, 2, 24)
+    found = []
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        try:
+            for _ in range(threads):
+                found += [slots.loss(ids, parent), slots.loss(ids, parent, prune=True).amin(1)]
+                assert model.network.config._attn_implementation == "sdpa"
+        finally:
+            torch.set_num_threads(1)
+    assert calls
+    for losses, least in zip(found[::2], found[1::2], strict=True):
+        torch.testing.assert_close(losses, found[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(least, found[0].amin(1), atol=1e-5, rtol=0)
 
 
 def test_no_other_attention_takes_a_prefix_apart_from_its_row(monkeypatch):
