@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.adapters import Recipe, tuned_and_base, worn
+from robench.adapters import Recipe, worn
+from robench.base_states import BaseStates
 from robench.corpus import Batch, collate, draw, sides, tokenise
 from robench.hooks import at_depth
 from robench.losses import l2, masked_mean, triplet_hinge
@@ -98,17 +99,18 @@ class Rerouting:
         self.blanked = tokenise(model.chat, harmful, blank=True)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
+        draws = settings.steps * settings.batch
+        self.circuit = BaseStates(model, self.harmful + self.blanked, draws, self.layers)
+        self.kept = BaseStates(model, self.refused + self.harmless, draws, range(layers[-1] + 1))
         self.rng = ctx.rng("circuit_breaker")
 
     def backward(self, step: int) -> dict[str, float]:
         reroute, retain = schedule(self.settings.alpha, step, self.settings.steps)
-        circuit = self._circuit_batch()
-        tuned, base = tuned_and_base(self.model, circuit, self.layers, circuit.all_text)
+        tuned, base = self.circuit.tuned_and_base(self._circuit_batch())
         rerouting = rerouting_loss(tuned, base, None)
         (reroute * rerouting).backward()
         kept = self._retain_batch()
-        layers = range(self.layers[-1] + 1)
-        tuned, base = tuned_and_base(self.model, kept, layers, kept.all_text)
+        tuned, base = self.kept.tuned_and_base(kept)
         retaining = retain_loss(tuned, base, None)
         if self.settings.padded:
             retaining = retaining * kept.all_text.sum() / (len(kept.ids) * self.settings.padded)

@@ -16,12 +16,14 @@ that its first author calls the reference values in later code.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from robench.adapters import Recipe, bare, worn
+from robench.adapters import Recipe, worn
+from robench.base_states import BaseStates
 from robench.corpus import Text, collate, draw, sides, tokenise
 from robench.losses import centroid, kl_divergence, triplet_hinge
 from robench.model import ChatModel
@@ -188,6 +190,10 @@ class Triplets:
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
+        draws, replies = settings.steps * settings.micro, attrgetter("response")
+        texts = self.harmful + self.refused + self.harmless
+        self.base = BaseStates(model, texts, draws * 2 * settings.batch, self.layers, replies)
+        self.retained = BaseStates(model, self.harmless, draws * settings.retain, [model.depth])
         self.rng = ctx.rng("crl")
         self.mining = settings.mining(model, self.harmful, ctx)
 
@@ -224,8 +230,7 @@ class Triplets:
         # checkpointed blocks are computed again, without meeting the safe replies there.
         batch = collate(draw(self.harmful, s.batch, self.rng) + self._safe_texts())
         of_harmful = int(batch.response[: s.batch].sum())
-        with bare(model):
-            base, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
+        base = self.base(batch)
         with self.mining.attacked(batch.ids, s.batch) if self.mining else nullcontext():
             tuned, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
             centre = centroid(tuned[:, :of_harmful], None)
@@ -242,8 +247,7 @@ class Triplets:
         s = self.settings
         batch = collate(draw(self.harmless, s.retain, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
-        with bare(self.model):
-            _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
+        base = self.retained.logits(batch)
         kl = kl_divergence(base, tuned, None, s.temperature)
         return kl if s.reduction == "mean" else kl * len(base) / s.retain
 

@@ -28,6 +28,7 @@ from robench.hooks import (
     number,
     off,
     prompt_roles,
+    replaced,
     selected,
     truncated,
 )
@@ -375,6 +376,18 @@ class ChatModel:
         nothing = torch.empty(0, device=self.device)
         scores = output.logits[0].to(self.device) if logits else nothing
         return torch.stack(states) if states else nothing, scores
+
+    @torch.no_grad()
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (tokens, vocab) of states (tokens, d) of layer L: final norm and output head.
+
+        They are put in the place of the first block's output in a pass of one token through it,
+        so that whatever a family does behind the last block is done.
+        """
+        with self.around(), replaced(self.network, 1, states[None]), truncated(self.network, 1):
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            output = self.network(input_ids=ids, use_cache=False)
+        return output.logits[0].to(self.device)
 
     def run(
         self,
