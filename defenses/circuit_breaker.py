@@ -100,17 +100,18 @@ class Rerouting:
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
         draws = settings.steps * settings.batch
-        self.circuit = BaseStates(model, self.harmful + self.blanked, draws, self.layers)
-        self.kept = BaseStates(model, self.refused + self.harmless, draws, range(layers[-1] + 1))
+        self.rerouted = BaseStates(model, self.harmful + self.blanked, draws, self.layers)
+        texts, below = self.refused + self.harmless, range(layers[-1] + 1)
+        self.retained = BaseStates(model, texts, draws, below)
         self.rng = ctx.rng("circuit_breaker")
 
     def backward(self, step: int) -> dict[str, float]:
         reroute, retain = schedule(self.settings.alpha, step, self.settings.steps)
-        tuned, base = self.circuit.tuned_and_base(self._circuit_batch())
+        tuned, base = self.rerouted.tuned_and_base(self._circuit_batch())
         rerouting = rerouting_loss(tuned, base, None)
         (reroute * rerouting).backward()
         kept = self._retain_batch()
-        tuned, base = self.kept.tuned_and_base(kept)
+        tuned, base = self.retained.tuned_and_base(kept)
         retaining = retain_loss(tuned, base, None)
         if self.settings.padded:
             retaining = retaining * kept.all_text.sum() / (len(kept.ids) * self.settings.padded)

@@ -9,7 +9,7 @@ from robench.adapters import bare
 from robench.corpus import Batch, Text, collate
 from robench.model import ChatModel
 
-BUDGET = 2**31  # bytes on the model's device that the states of one set of texts may take
+BUDGET = 2**30  # bytes on the model's device that the states of one set of texts may take
 
 _Key = tuple[int, ...]
 
