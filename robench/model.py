@@ -335,7 +335,8 @@ class ChatModel:
     ) -> tuple[Tensor, Tensor]:
         """States (layers, tokens, d) and logits (tokens, vocab) of a batch, differentiable.
 
-        Without logits the blocks above the highest layer do not run, nor the output head.
+        Without logits the blocks above the highest layer do not run, nor the output head. Where the
+        weights are in bf16, so are the products of an adapter's, which peft holds in fp32.
 
         All on the model's device, whichever devices its blocks are on.
 
@@ -362,6 +363,7 @@ class ChatModel:
             kept(self.network, layers, wanted) as held,
             truncated(self.network, max(1, *layers)) if short else nullcontext(),
             selected(self.network, wanted) if logits else nullcontext(),
+            torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16),
         ):
             body = self.network if logits else self.network.get_decoder()
             output = body(
