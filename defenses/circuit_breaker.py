@@ -107,12 +107,13 @@ class Rerouting:
 
     def backward(self, step: int) -> dict[str, float]:
         reroute, retain = schedule(self.settings.alpha, step, self.settings.steps)
-        tuned, base = self.rerouted.tuned_and_base(self._circuit_batch())
-        rerouting = rerouting_loss(tuned, base, None)
+        circuit = self._circuit_batch()
+        tuned, _ = self.model.forward(circuit.ids, circuit.all_text, self.layers)
+        rerouting = rerouting_loss(tuned, self.rerouted(circuit), None)
         (reroute * rerouting).backward()
         kept = self._retain_batch()
-        tuned, base = self.retained.tuned_and_base(kept)
-        retaining = retain_loss(tuned, base, None)
+        tuned, _ = self.model.forward(kept.ids, kept.all_text, range(self.layers[-1] + 1))
+        retaining = retain_loss(tuned, self.retained(kept), None)
         if self.settings.padded:
             retaining = retaining * kept.all_text.sum() / (len(kept.ids) * self.settings.padded)
         (retain * retaining).backward()

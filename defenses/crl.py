@@ -16,13 +16,12 @@ that its first author calls the reference values in later code.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from robench.adapters import Recipe, worn
+from robench.adapters import Recipe, bare, worn
 from robench.base_states import BaseStates
 from robench.corpus import Text, collate, draw, sides, tokenise
 from robench.losses import centroid, kl_divergence, triplet_hinge
@@ -190,10 +189,8 @@ class Triplets:
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
-        draws, replies = settings.steps * settings.micro, attrgetter("response")
-        texts = self.harmful + self.refused + self.harmless
-        self.base = BaseStates(model, texts, draws * 2 * settings.batch, self.layers, replies)
-        self.retained = BaseStates(model, self.harmless, draws * settings.retain, [model.depth])
+        draws = settings.steps * settings.micro * settings.retain
+        self.retained = BaseStates(model, self.harmless, draws, [model.depth])
         self.rng = ctx.rng("crl")
         self.mining = settings.mining(model, self.harmful, ctx)
 
@@ -230,7 +227,8 @@ class Triplets:
         # checkpointed blocks are computed again, without meeting the safe replies there.
         batch = collate(draw(self.harmful, s.batch, self.rng) + self._safe_texts())
         of_harmful = int(batch.response[: s.batch].sum())
-        base = self.base(batch)
+        with bare(model):
+            base, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
         with self.mining.attacked(batch.ids, s.batch) if self.mining else nullcontext():
             tuned, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
             centre = centroid(tuned[:, :of_harmful], None)

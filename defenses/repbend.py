@@ -12,16 +12,15 @@ Safe states are held over all layers, harmful ones are pushed away over the uppe
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robench.adapters import Recipe, worn
+from robench.adapters import Recipe, tuned_and_base, worn
 from robench.base_states import BaseStates
-from robench.corpus import Batch, collate, draw, sides, tokenise
+from robench.corpus import collate, draw, sides, tokenise
 from robench.hooks import at_depth
 from robench.losses import cosine, kl_divergence, l2, masked_mean
 from robench.model import ChatModel
@@ -95,10 +94,7 @@ class Bending:
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
-        draws, every = settings.steps * settings.batch, range(model.depth + 1)
-        replies = attrgetter("response")
-        self.safe = BaseStates(model, self.refused + self.harmless, draws, every, replies)
-        self.bent = BaseStates(model, self.harmful, draws, self.layers, _from_last_prompt_token)
+        draws = settings.steps * settings.batch
         self.retained = BaseStates(model, self.harmless, draws, [model.depth])
         self.rng = ctx.rng("repbend")
 
@@ -121,15 +117,18 @@ class Bending:
         share = round(self.settings.refusals * self.settings.batch)
         refusals = draw(self.refused, share, self.rng)
         answers = draw(self.harmless, self.settings.batch - len(refusals), self.rng)
-        tuned, base = self.safe.tuned_and_base(collate(refusals + answers))
+        batch = collate(refusals + answers)
+        layers = range(self.model.depth + 1)
+        tuned, base = tuned_and_base(self.model, batch, layers, batch.response)
         loss = masked_mean(l2(tuned, base), None)
         (self.settings.alpha * loss).backward()
         return loss.item()
 
     def _bend(self) -> dict[str, float]:
         batch = collate(draw(self.harmful, self.settings.batch, self.rng))
-        tuned, base = self.bent.tuned_and_base(batch)
-        last = batch.last_prompt_token[_from_last_prompt_token(batch)].to(tuned.device)
+        tokens = batch.response | batch.last_prompt_token
+        tuned, base = tuned_and_base(self.model, batch, self.layers, tokens)
+        last = batch.last_prompt_token[tokens].to(tuned.device)
         forget = -masked_mean(l2(tuned[:, ~last], base[:, ~last]), None)
         spread = dissimilarity(tuned[:, last])
         (self.settings.beta * forget + self.settings.gamma * spread).backward()
@@ -144,10 +143,6 @@ class Bending:
         loss = total * batch.all_text.sum() / len(batch.ids)
         (self.settings.epsilon * loss).backward()
         return loss.item()
-
-
-def _from_last_prompt_token(batch: Batch) -> Tensor:
-    return batch.last_prompt_token | batch.response
 
 
 def dissimilarity(states: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ import yaml
 from torch import Tensor, nn
 
 from robench.config import as_dict, digest
-from robench.corpus import fingerprint
+from robench.corpus import Batch, fingerprint
 from robench.errors import Failure
 from robench.hooks import blocks, off
 from robench.model import ChatModel
@@ -150,6 +150,16 @@ def bare(model: ChatModel) -> Iterator[None]:
             yield
     finally:
         model.network.train(training)
+
+
+def tuned_and_base(
+    model: ChatModel, batch: Batch, layers: Sequence[int], tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """States (layers, tokens, d) with the adapter on and, without gradients, off."""
+    tuned, _ = model.forward(batch.ids, batch.all_text, layers, tokens)
+    with bare(model):
+        base, _ = model.forward(batch.ids, batch.all_text, layers, tokens)
+    return tuned, base
 
 
 def _train(

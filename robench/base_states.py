@@ -1,6 +1,6 @@
 """The undefended model's states of training texts, computed once where texts are drawn again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,6 @@ BUDGET = 2**30  # bytes on the model's device that the states of one set of text
 _Key = tuple[int, ...]
 
 
-def _all_text(batch: Batch) -> Tensor:
-    return batch.all_text
-
-
 class BaseStates:
     """What a training compares with: states with the adapter off, in eval mode, without gradients.
 
@@ -26,33 +22,32 @@ class BaseStates:
     batch that a text is drawn into nor on where a killed training goes on. Elsewhere they are
     computed for each batch. The two agree but for rounding, as rows are padded differently.
 
+    Not for |h' - h| where LoRA's B starts at zero: in one batch h' = h to the bit, and the gradient
+    is zero; beside states of another batch it is the direction of the rounding, of length one
+    (`adapters.tuned_and_base` is for that).
+
     Args:
         model: with the adapter that is trained.
         texts: those that batches will be made of.
         draws: how many texts the training will draw.
         layers: 0..L, whose states are wanted.
-        tokens: the mask (batch, time) of the wanted tokens of a batch; by default all real ones.
     """
 
     def __init__(
-        self,
-        model: ChatModel,
-        texts: Sequence[Text],
-        draws: int,
-        layers: Sequence[int],
-        tokens: Callable[[Batch], Tensor] = _all_text,
+        self, model: ChatModel, texts: Sequence[Text], draws: int, layers: Sequence[int]
     ) -> None:
-        self.model, self.layers, self.tokens = model, list(layers), tokens
+        self.model, self.layers = model, list(layers)
         self._kept: dict[_Key, Tensor] = {}
-        if draws > len(texts) and self._bytes(texts) <= BUDGET:
-            self._keep(texts)
+        tokens = sum(len(text.prompt) + len(text.reply) for text in texts)
+        size = tokens * len(self.layers) * model.width * model.dtype.itemsize
+        if draws > len(texts) and size <= BUDGET:
+            self._keep(sorted(texts, key=lambda text: -len(_key(text))))
 
     def __call__(self, batch: Batch) -> Tensor:
         """States (layers, tokens, d) of a batch, as `ChatModel.forward` gives them."""
         if self._kept:
             return torch.cat([self._kept[_key(text)] for text in batch.texts], dim=1)
-        with bare(self.model):
-            return self._forward(batch)
+        return self._read(batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits (tokens, vocab) of a batch, made of the last layer's states: they take less room.
@@ -64,33 +59,21 @@ class BaseStates:
         with bare(self.model):
             return self.model.head(last)
 
-    def tuned_and_base(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """States with the adapter on, and those with it off."""
-        return self._forward(batch), self(batch)
-
-    def _forward(self, batch: Batch) -> Tensor:
-        states, _ = self.model.forward(batch.ids, batch.all_text, self.layers, self.tokens(batch))
+    def _read(self, batch: Batch) -> Tensor:
+        with bare(self.model):
+            states, _ = self.model.forward(batch.ids, batch.all_text, self.layers)
         return states
 
-    def _bytes(self, texts: Sequence[Text]) -> int:
-        tokens = sum(int(self.tokens(collate([text])).sum()) for text in texts)
-        return tokens * len(self.layers) * self.model.width * self.model.dtype.itemsize
-
     def _keep(self, texts: Sequence[Text]) -> None:
-        longest_first = sorted(texts, key=lambda text: -len(_key(text)))
+        """Read all texts, which come longest first."""
 
         def work(part: slice) -> tuple[Tensor, ...]:
-            batch = collate(longest_first[part])
-            with bare(self.model):
-                states = self._forward(batch)
-            return states.split(self.tokens(batch).sum(1).tolist(), dim=1)
+            batch = collate(texts[part])
+            return self._read(batch).split(batch.all_text.sum(1).tolist(), dim=1)
 
-        for part, states in self.model.chunks.map(
-            work, len(longest_first), len(_key(longest_first[0]))
-        ):
-            self._kept.update(zip(map(_key, longest_first[part]), states, strict=True))
+        for part, states in self.model.chunks.map(work, len(texts), len(_key(texts[0]))):
+            self._kept.update(zip(map(_key, texts[part]), states, strict=True))
 
 
 def _key(text: Text) -> _Key:
-    """The text's ids, and where its reply begins."""
-    return (len(text.prompt), *text.prompt, *text.reply)
+    return (*text.prompt, *text.reply)

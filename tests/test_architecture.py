@@ -28,17 +28,8 @@ ROW_OF = {f"robench.{room}": row for row, rooms in enumerate(ROWS) for room in r
 LIBRARIES = {"torch", "numpy"} | sys.stdlib_module_names
 PLUGINS = {
     "attacks": {"errors", "types", "model", "slots", "chat", "probes"},
-    "defenses": {
-        "errors",
-        "types",
-        "model",
-        "hooks",
-        "corpus",
-        "losses",
-        "probes",
-        "adapters",
-        "base_states",
-    },
+    "defenses": {"errors", "types", "model", "hooks", "corpus", "losses", "probes", "adapters"}
+    | {"base_states"},
 }
 SHARED = ("genetic", "steering", "mining")  # files of one folder that its methods share
 FORBIDDEN = {"attacks", "defenses", "robench_attacks", "robench_defenses"}

@@ -1,7 +1,6 @@
 """Base states: kept or computed anew they are the same, and so is the training that uses them."""
 
 from dataclasses import replace
-from operator import attrgetter
 
 import pytest
 import torch
@@ -33,22 +32,18 @@ def wearing(family="llama"):
     return replace(model, adapter=adapter.train()), tokenise(model.chat, tiny_context().examples)
 
 
-@pytest.mark.parametrize("tokens", ["all_text", "response", "last_prompt_token"])
-def test_kept_states_are_those_of_a_plain_pass_of_the_base(tokens):
+def test_kept_states_are_those_of_a_plain_pass_of_the_base():
     model, texts = wearing()
-    kept = BaseStates(model, texts, MANY, [0, 2], attrgetter(tokens))
     batch = collate([texts[i] for i in (5, 40, 5, 0)])
-    found = kept(batch)
-    base = tiny().network(batch.ids, batch.all_text.long(), output_hidden_states=True)
-    wanted = getattr(batch, tokens)
-    torch.testing.assert_close(found[0], base.hidden_states[0][wanted], atol=1e-5, rtol=0)
-    anew = BaseStates(model, texts, 0, [0, 2], attrgetter(tokens))
-    torch.testing.assert_close(found, anew(batch), atol=1e-5, rtol=0)
-    assert model.network.training and not found.requires_grad
+    plain = tiny().network(batch.ids, batch.all_text.long(), output_hidden_states=True)
+    whole = [plain.hidden_states[layer][batch.all_text] for layer in (0, 1)]
+    for draws in (0, MANY):
+        found = BaseStates(model, texts, draws, [0, 1])(batch)
+        torch.testing.assert_close(found, torch.stack(whole), atol=1e-5, rtol=0)
+        assert model.network.training and not found.requires_grad
     assert any(p.requires_grad for p in model.adapter.parameters())
-    tuned, again = kept.tuned_and_base(batch)
-    assert torch.equal(again, found) and tuned.requires_grad
-    assert not torch.allclose(tuned[1], found[1], atol=1e-3)
+    tuned, _ = model.forward(batch.ids, batch.all_text, [0, 1])
+    assert not torch.allclose(tuned[1], whole[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("draws", [0, MANY])
@@ -66,20 +61,13 @@ def test_a_texts_states_do_not_depend_on_its_batch():
     model, texts = wearing()
     kept = BaseStates(model, texts, MANY, [1, 2])
     alone = kept(collate(texts[3:4]))
-    assert torch.equal(kept(collate(texts))[:, len(_ids(texts[:3])) :][:, : alone.shape[1]], alone)
+    before, own = len(_ids(texts[:3])), len(_ids(texts[3:4]))
+    assert torch.equal(kept(collate(texts))[:, before : before + own], alone)
     assert torch.equal(BaseStates(model, texts, MANY, [1, 2])(collate(texts[3:4])), alone)
 
 
 def _ids(texts):
     return [token for text in texts for token in (*text.prompt, *text.reply)]
-
-
-def test_a_prompt_is_not_its_own_text_with_a_reply():
-    """The same ids with the reply elsewhere: other tokens are wanted of them."""
-    model, (text, *_) = wearing()
-    whole = text._replace(prompt=text.prompt + text.reply[:2], reply=text.reply[2:])
-    kept = BaseStates(model, [text, whole], MANY, [2], attrgetter("response"))
-    assert kept(collate([text])).shape[1] == kept(collate([whole])).shape[1] + 2
 
 
 def test_they_are_kept_within_the_budget_where_it_pays(monkeypatch):
@@ -138,4 +126,4 @@ def test_a_training_is_the_same_with_and_without(name, tmp_path, monkeypatch):
     torch.testing.assert_close(states, others, atol=1e-5, rtol=0)
     for curve in record["curves"]:
         assert record["curves"][curve] == pytest.approx(other["curves"][curve], abs=1e-4), curve
-    assert record["train_tflop"] < 0.95 * other["train_tflop"]
+    assert record["train_tflop"] < 0.97 * other["train_tflop"]

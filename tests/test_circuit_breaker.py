@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robench.adapters import CARD, RECORD, bare
-from robench.base_states import BaseStates
+from robench.adapters import CARD, RECORD, bare, tuned_and_base
 from robench.errors import Failure
 from robench.losses import cosine_similarity, l2
 from robench.registry import load
@@ -106,11 +105,10 @@ def test_training_lowers_rerouting_and_spares_the_retain_text(tmp_path):
     with worn(model, defense, tmp_path) as target:
         goal = SOURCE.Rerouting(defense, target, [1, 2], ctx)
         circuit, kept = goal._circuit_batch(), goal._retain_batch()
-        fresh = BaseStates(target, [], 0, [2])
         with torch.no_grad():
-            tuned, base = fresh.tuned_and_base(circuit)
+            tuned, base = tuned_and_base(target, circuit, [2], circuit.all_text)
             harmful, drift = cosine_similarity(tuned, base).mean(), l2(tuned, base).mean()
-            tuned, base = fresh.tuned_and_base(kept)
+            tuned, base = tuned_and_base(target, kept, [2], kept.all_text)
             benign = l2(tuned, base).mean()
     assert harmful < 0.7
     assert benign < 0.8 * drift
@@ -168,11 +166,11 @@ def test_the_schedule_weighs_the_gradients():
     adapter.zero_grad()
     goal.load({"rng": state})
     circuit = goal._circuit_batch()
-    fresh = BaseStates(goal.model, [], 0, [1, 2])
-    rerouting = SOURCE.rerouting_loss(*fresh.tuned_and_base(circuit), None)
+    rerouting = SOURCE.rerouting_loss(
+        *tuned_and_base(goal.model, circuit, [1, 2], circuit.all_text), None
+    )
     kept = goal._retain_batch()
-    fresh = BaseStates(goal.model, [], 0, [0, 1, 2])
-    retain = SOURCE.retain_loss(*fresh.tuned_and_base(kept), None)
+    retain = SOURCE.retain_loss(*tuned_and_base(goal.model, kept, [0, 1, 2], kept.all_text), None)
     (3 * (1 - 4 / 20) * rerouting + 3 * 4 / 20 * retain).backward()
     torch.testing.assert_close(found, gradient(adapter), atol=1e-6, rtol=1e-4)
 

@@ -3,7 +3,6 @@
 import math
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ import yaml
 from torch import nn
 
 from robench import training
-from robench.adapters import bare
-from robench.base_states import BaseStates
+from robench.adapters import bare, tuned_and_base
 from robench.corpus import collate, draw, sides, tokenise
 from robench.errors import Failure, InputError
 from robench.losses import DISTANCES, centroid, cosine_similarity, l2
@@ -222,11 +220,11 @@ def test_training_moves_harmful_states_and_spares_harmless_ones(tmp_path):
     s = replace(s, safe_margin=5.0, unsafe_margin=20.0, reduction="mean")
     with s.applied(tiny(), ctx, tmp_path / "cache") as target:
         found = sides(ctx.examples)
-        drift, similar, replies = [], [], attrgetter("response")
+        drift, similar = [], []
         for side in (found.harmful, found.harmless):
             batch = collate(tokenise(target.chat, side))
             with torch.no_grad():
-                tuned, base = BaseStates(target, [], 0, [1, 2], replies).tuned_and_base(batch)
+                tuned, base = tuned_and_base(target, batch, [1, 2], batch.response)
             drift.append(l2(tuned, base).mean().item())
             similar.append(cosine_similarity(tuned, base).mean().item())
         assert similar[0] < 0.8

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robench.base_states import BaseStates
+from robench.adapters import tuned_and_base
 from robench.corpus import collate, draw
 from robench.losses import l2
 from robench.registry import load
@@ -48,7 +48,7 @@ def test_training_bends_harmful_states_and_spares_the_safe(tmp_path):
         for side in (goal.harmful, goal.harmless):
             batch = collate(draw(side, 8, goal.rng))
             with torch.no_grad():
-                tuned, base = BaseStates(target, [], 0, [2]).tuned_and_base(batch)
+                tuned, base = tuned_and_base(target, batch, [2], batch.response)
             moved.append(l2(tuned, base).mean().item())
     assert moved[0] > 1.5 * moved[1]
 
