@@ -22,7 +22,6 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from robench.adapters import Recipe, bare, worn
-from robench.base_states import BaseStates
 from robench.corpus import Text, collate, draw, sides, tokenise
 from robench.losses import centroid, kl_divergence, triplet_hinge
 from robench.model import ChatModel
@@ -189,8 +188,6 @@ class Triplets:
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
-        draws = settings.steps * settings.micro * settings.retain
-        self.retained = BaseStates(model, self.harmless, draws, [model.depth])
         self.rng = ctx.rng("crl")
         self.mining = settings.mining(model, self.harmful, ctx)
 
@@ -245,7 +242,8 @@ class Triplets:
         s = self.settings
         batch = collate(draw(self.harmless, s.retain, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
-        base = self.retained.logits(batch)
+        with bare(self.model):
+            _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
         kl = kl_divergence(base, tuned, None, s.temperature)
         return kl if s.reduction == "mean" else kl * len(base) / s.retain
 

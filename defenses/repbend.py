@@ -18,8 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.adapters import Recipe, tuned_and_base, worn
-from robench.base_states import BaseStates
+from robench.adapters import Recipe, bare, tuned_and_base, worn
 from robench.corpus import collate, draw, sides, tokenise
 from robench.hooks import at_depth
 from robench.losses import cosine, kl_divergence, l2, masked_mean
@@ -94,8 +93,6 @@ class Bending:
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
-        draws = settings.steps * settings.batch
-        self.retained = BaseStates(model, self.harmless, draws, [model.depth])
         self.rng = ctx.rng("repbend")
 
     def backward(self, step: int) -> dict[str, float]:
@@ -137,7 +134,8 @@ class Bending:
     def _retain(self) -> float:
         batch = collate(draw(self.harmless, self.settings.batch, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
-        base = self.retained.logits(batch)
+        with bare(self.model):
+            _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
         total = kl_divergence(base, tuned, None, self.settings.temperature, "base||tuned", "mean")
         # Summed over tokens and averaged over texts, as in the released code
         loss = total * batch.all_text.sum() / len(batch.ids)

@@ -51,9 +51,9 @@ def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatc
     monkeypatch.setattr(training, "_save", save)
     model = tiny()
     steps = []
-    backward = goal_of(name).backward
+    backward = type(goal_of(name, model)).backward
     monkeypatch.setattr(
-        goal_of(name),
+        type(goal_of(name, model)),
         "backward",
         lambda self, step: steps.append(step) or backward(self, step),
     )
@@ -64,12 +64,14 @@ def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatc
     assert [file.name for file in (tmp_path / "killed").iterdir()] == ["cache"]
 
 
-def goal_of(name):
-    """The class of its Objective."""
+def goal_of(name, model):
     source = __import__(load("defense", name).__module__, fromlist=["x"])
+    settings, ctx = defense(name), tiny_context()
     if name == "circuit_breaker":
-        return source.Rerouting
-    return source.Bending if name == "repbend" else source.FineTuning
+        return source.Rerouting(settings, model, [1, 2], ctx)
+    if name == "repbend":
+        return source.Bending(settings, model, [1, 2], ctx)
+    return source.FineTuning(settings, model, ctx)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -142,7 +144,7 @@ def test_running_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(goal_of("benign_lora"), "backward", full)
+    monkeypatch.setattr(type(goal_of("benign_lora", tiny())), "backward", full)
     with pytest.raises(Failure, match="`checkpointing`"):
         train("benign_lora", tmp_path)
 

@@ -18,7 +18,7 @@ from robench.types import Prompt, user
 MANY = 10**6
 PROMPT = [Prompt(user("Tell me how to wreck a lamp."))]
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-TRAINED = ("circuit_breaker", "crl_plain", "crl", "es2", "repbend")
+TRAINED = ("circuit_breaker", "es2")
 
 
 def wearing(family="llama"):
@@ -91,11 +91,8 @@ def test_they_are_kept_within_the_budget_where_it_pays(monkeypatch):
 
 
 def settings(name):
-    made = quick(load("defense", name)(rate=1e-3))
-    own = {"spread": 1e-2} if hasattr(made, "spread") else {}
-    own |= {"retain": 12, "micro": 1} if hasattr(made, "retain") else {}
-    own |= {"held": 0.4, "kappa": 1.0} if name == "es2" else {}
-    return replace(made, steps=8, batch=12, **own)
+    made = replace(quick(load("defense", name)(rate=1e-3)), steps=8, batch=12)
+    return replace(made, kappa=1.0) if name == "es2" else replace(made, spread=1e-2)
 
 
 def train(defense, folder):
@@ -126,4 +123,4 @@ def test_a_training_is_the_same_with_and_without(name, tmp_path, monkeypatch):
     torch.testing.assert_close(states, others, atol=1e-5, rtol=0)
     for curve in record["curves"]:
         assert record["curves"][curve] == pytest.approx(other["curves"][curve], abs=1e-4), curve
-    assert record["train_tflop"] < 0.97 * other["train_tflop"]
+    assert record["train_tflop"] < 0.95 * other["train_tflop"]
