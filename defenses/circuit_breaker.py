@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.adapters import Recipe, tuned_and_base, worn
+from robench.adapters import Recipe, worn
+from robench.base_states import BaseStates
 from robench.corpus import Batch, collate, draw, sides, tokenise
 from robench.hooks import at_depth
 from robench.losses import l2, masked_mean, triplet_hinge
@@ -98,18 +99,21 @@ class Rerouting:
         self.blanked = tokenise(model.chat, harmful, blank=True)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
+        draws = settings.steps * settings.batch
+        self.rerouted = BaseStates(model, self.harmful + self.blanked, draws, self.layers)
+        texts, below = self.refused + self.harmless, range(layers[-1] + 1)
+        self.retained = BaseStates(model, texts, draws, below)
         self.rng = ctx.rng("circuit_breaker")
 
     def backward(self, step: int) -> dict[str, float]:
         reroute, retain = schedule(self.settings.alpha, step, self.settings.steps)
         circuit = self._circuit_batch()
-        tuned, base = tuned_and_base(self.model, circuit, self.layers, circuit.all_text)
-        rerouting = rerouting_loss(tuned, base, None)
+        tuned, _ = self.model.forward(circuit.ids, circuit.all_text, self.layers)
+        rerouting = rerouting_loss(tuned, self.rerouted(circuit), None)
         (reroute * rerouting).backward()
         kept = self._retain_batch()
-        layers = range(self.layers[-1] + 1)
-        tuned, base = tuned_and_base(self.model, kept, layers, kept.all_text)
-        retaining = retain_loss(tuned, base, None)
+        tuned, _ = self.model.forward(kept.ids, kept.all_text, range(self.layers[-1] + 1))
+        retaining = retain_loss(tuned, self.retained(kept), None)
         if self.settings.padded:
             retaining = retaining * kept.all_text.sum() / (len(kept.ids) * self.settings.padded)
         (retain * retaining).backward()

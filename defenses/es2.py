@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robench.adapters import Recipe, bare, worn
+from robench.base_states import BaseStates
 from robench.corpus import Text, collate, draw, sides, tokenise
 from robench.errors import Failure
 from robench.hooks import at_depth
@@ -120,6 +121,8 @@ class Separating:
         kept, queries = self._split("harmful", harmful)
         self.held_harmful, self.harmful = _prompts(kept), _prompts(queries)
         self.held_harmless, self.harmless = self._split("harmless", harmless)
+        texts, draws = self.harmless + self.held_harmless, 2 * settings.steps * settings.batch
+        self.base = BaseStates(model, texts, draws, [model.depth])
         every = range(model.depth + 1)
         with bare(model):
             before = self._queries(every)
@@ -149,13 +152,11 @@ class Separating:
         )
         states, logits = self.model.forward(text.ids, text.all_text, self.layers, logits=True)
         stay = states[:, text.last_prompt_token[text.all_text]]
-        with bare(self.model):
-            _, base = self.model.forward(text.ids, text.all_text, logits=True)
         apart = torch.stack(
             [separation(h, s, self.settings.distance) for h, s in zip(away, stay, strict=True)]
         )
         ratio = (apart / self.scale).mean()
-        kl = kl_divergence(base, logits, None, direction="tuned||base")
+        kl = kl_divergence(self.base.logits(text), logits, None, direction="tuned||base")
         (self.settings.kl_weight * kl - ratio).backward()
         return {"separation": ratio.item(), "kl": kl.item(), "held_kl": self.average}
 
@@ -239,8 +240,7 @@ class Separating:
         text = collate(draw(self.held_harmless, self.settings.batch, self.rng))
         with self._evaluating():
             _, tuned = self.model.forward(text.ids, text.all_text, logits=True)
-            with bare(self.model):
-                _, base = self.model.forward(text.ids, text.all_text, logits=True)
+            base = self.base.logits(text)
             return kl_divergence(base, tuned, None, direction="tuned||base").item()
 
     @contextmanager

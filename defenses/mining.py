@@ -60,7 +60,8 @@ class Affine:
 
     def __call__(self, h: Tensor, role: Tensor) -> Tensor:
         weight, bias = self.weight.to(h.device), self.bias.to(h.device)
-        return h + functional.linear(h.float(), weight, bias).to(h.dtype)
+        with torch.autocast(h.device.type, enabled=False):
+            return h + functional.linear(h.float(), weight, bias).to(h.dtype)
 
 
 class Mining:

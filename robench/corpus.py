@@ -32,11 +32,13 @@ class Sides(NamedTuple):
 class Batch:
     """Padded ids (batch, time) with masks (batch, time) of the same shape.
 
+    texts:             what its rows were made of
     all_text:          every real token
     response:          the reply's tokens
     last_prompt_token: the one token before the reply
     """
 
+    texts: tuple[Text, ...]
     ids: Tensor
     all_text: Tensor
     response: Tensor
@@ -94,7 +96,7 @@ def collate(texts: Sequence[Text], side: Literal["left", "right"] = "right") -> 
     real = (starts <= at) & (at < ends)
     ids = torch.zeros(len(rows), time, dtype=torch.long)
     ids[real] = torch.tensor([token for row in rows for token in row])
-    return Batch(ids, real, real & (at >= replies), at == replies - 1)
+    return Batch(tuple(texts), ids, real, real & (at >= replies), at == replies - 1)
 
 
 def draw(texts: Sequence[Text], size: int, rng: torch.Generator) -> list[Text]:

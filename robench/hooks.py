@@ -104,6 +104,13 @@ def truncated(network: nn.Module, depth: int) -> Iterator[None]:
 
 
 @contextmanager
+def replaced(network: nn.Module, layer: int, states: Tensor) -> Iterator[None]:
+    """Let `states` (batch, time, d) stand in the place of a layer's output, of whatever length."""
+    with _hooked(network, layer, lambda h: states.to(h)):
+        yield
+
+
+@contextmanager
 def selected(network: nn.Module, tokens: Tensor) -> Iterator[None]:
     """Let only the positions of `tokens` (batch, time) reach the output head: (1, tokens, d)."""
 

@@ -29,6 +29,7 @@ from robench.hooks import (
     number,
     off,
     prompt_roles,
+    replaced,
     selected,
     truncated,
 )
@@ -347,7 +348,8 @@ class ChatModel:
     ) -> tuple[Tensor, Tensor]:
         """States (layers, tokens, d) and logits (tokens, vocab) of a batch, differentiable.
 
-        Without logits the blocks above the highest layer do not run, nor the output head.
+        Without logits the blocks above the highest layer do not run, nor the output head. Where the
+        weights are in bf16, so are the products of an adapter's, which peft holds in fp32.
 
         All on the model's device, whichever devices its blocks are on.
 
@@ -374,6 +376,7 @@ class ChatModel:
             kept(self.network, layers, wanted) as held,
             truncated(self.network, max(1, *layers)) if short else nullcontext(),
             selected(self.network, wanted) if logits else nullcontext(),
+            torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16),
         ):
             body = self.network if logits else self.network.get_decoder()
             output = body(
@@ -388,6 +391,18 @@ class ChatModel:
         nothing = torch.empty(0, device=self.device)
         scores = output.logits[0].to(self.device) if logits else nothing
         return torch.stack(states) if states else nothing, scores
+
+    @torch.no_grad()
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (tokens, vocab) of states (tokens, d) of layer L: final norm and output head.
+
+        They are put in the place of the first block's output in a pass of one token through it,
+        so that whatever a family does behind the last block is done.
+        """
+        with self.around(), replaced(self.network, 1, states[None]), truncated(self.network, 1):
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            output = self.network(input_ids=ids, use_cache=False)
+        return output.logits[0].to(self.device)
 
     def run(
         self,

@@ -15,7 +15,7 @@ ROWS = (
     "types errors config registry describe matrices hooks batching chat losses comparison "
     "degeneration organism.language records",
     "prefix shared_prefix candidates pruning slots model probes corpus leakage",
-    "training training_data adapters behaviors judges loading organism",
+    "training training_data adapters base_states behaviors judges loading organism",
     "metrics agreement store artifacts data elsewhere forecast",
     "runner rejudge",
     "utility",
@@ -28,7 +28,8 @@ ROW_OF = {f"robench.{room}": row for row, rooms in enumerate(ROWS) for room in r
 LIBRARIES = {"torch", "numpy"} | sys.stdlib_module_names
 PLUGINS = {
     "attacks": {"errors", "types", "model", "slots", "chat", "probes"},
-    "defenses": {"errors", "types", "model", "hooks", "corpus", "losses", "probes", "adapters"},
+    "defenses": {"errors", "types", "model", "hooks", "corpus", "losses", "probes", "adapters"}
+    | {"base_states"},
 }
 SHARED = ("genetic", "steering", "mining")  # files of one folder that its methods share
 FORBIDDEN = {"attacks", "defenses", "robench_attacks", "robench_defenses"}

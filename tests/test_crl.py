@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from robench import training
@@ -245,6 +246,33 @@ def test_the_identity_changes_nothing_and_eye_doubles_the_blocks_output():
                 with mining.attacked(batch.ids, len(batch.ids)):
                     torch.testing.assert_close(read(target, batch, (1,)), factor * clean)
                 assert torch.equal(read(target, batch, (1,)), clean)
+
+
+def test_the_module_stays_in_fp32_where_adapters_do_not():
+    """Adam's small steps on W would be lost in bf16."""
+    h = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = 1.003 * torch.eye(32)  # 1 in bf16
+    module = MINING.Affine(1, weight, torch.zeros(32))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(h, torch.zeros(1, 5))
+    assert torch.equal(found, h + (h.float() @ weight.T).bfloat16())
+    assert not torch.equal(found, h + h @ weight.T.bfloat16())
+
+
+def test_a_bf16_model_trains_as_an_fp32_one(tmp_path):
+    """All of it: mining, products in bf16, losses in fp32."""
+    curves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny()
+        model.network.to(dtype)
+        with small(steps=5, batch=4, retain=4).applied(
+            model, tiny_context(), tmp_path / str(dtype)
+        ):
+            pass
+        record = yaml.safe_load((tmp_path / str(dtype) / "robench_defense.yaml").read_text())
+        curves.append(record["curves"])
+    for name in curves[0]:
+        assert curves[1][name] == pytest.approx(curves[0][name], rel=0.05, abs=0.02), name
 
 
 def test_an_attack_meets_the_harmful_rows_alone():

@@ -326,6 +326,43 @@ def test_checkpointed_blocks_give_the_same_gradients(family):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.(is_gradient|gradient)_checkpointing:FutureWarning")
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_on_bf16_weights_learns_in_fp32_and_multiplies_in_bf16(family, checkpointed):
+    """States, logits and gradients are near fp32's; those of the weights alone are not touched."""
+    from peft import LoraConfig, get_peft_model
+
+    texts, losses, gradients = batch(), [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(family)
+        model.network.to(dtype)
+        torch.manual_seed(0)
+        maps = LoraConfig(r=4, target_modules=["down_proj", "o_proj"], init_lora_weights=False)
+        adapter = get_peft_model(model.network, maps)
+        seen = []
+        for name, module in adapter.named_modules():
+            if name.endswith(("lora_A.default", "lora_B.default")):
+                module.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out.dtype))
+        if checkpointed:
+            model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        adapter.train()
+        states, logits = model.forward(texts.ids, texts.all_text, [1, 2], logits=True)
+        loss = states.float().square().mean() + logits.float().square().mean()
+        loss.backward()
+        trained = [p for p in adapter.parameters() if p.requires_grad]
+        assert set(seen) == {dtype} and {p.grad.dtype for p in trained} == {torch.float32}
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in trained]))
+        adapter.eval()
+        with torch.no_grad(), adapter.disable_adapter():
+            plain = model.network(texts.ids, texts.all_text.long()).logits[texts.all_text]
+            _, bare = model.forward(texts.ids, texts.all_text, logits=True)
+        torch.testing.assert_close(bare, plain, atol=0, rtol=0)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.998
+
+
 def test_forward_refuses_edits():
     model, texts = tiny(), batch()
     with pytest.raises(ValueError, match="without edits"):
