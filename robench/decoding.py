@@ -20,8 +20,8 @@ from robench.types import REPLY
 Acting = Callable[[Sequence[int], Tensor], AbstractContextManager[Any]]
 
 ROOM = 64  # tokens by which the memory of K/V grows
-LOOK = 8  # tokens between two looks at who has ended, where a look waits for the device
-DROP = 1 / 4  # the share of ended rows at which they are dropped
+LOOK = {"cpu": 1}  # tokens between two looks at who has ended; elsewhere 8: a look waits
+DROP = 1 / 8  # the share of ended rows at which they are dropped
 
 
 def decode(
@@ -47,7 +47,7 @@ def decode(
         temperature: of drawn replies.
     """
     device, (rows, time) = embeds.device, mask.shape
-    look = 1 if device.type == "cpu" else LOOK
+    look = LOOK.get(device.type, 8)
     stops = torch.tensor(ends, device=device)
     cache = _cache(network.config, time + most)
     seen = torch.cat([mask.long(), mask.new_ones(rows, most, dtype=torch.long)], dim=1)
@@ -104,10 +104,15 @@ def draw(scores: Tensor, noise: Tensor, temperature: float) -> Tensor:
         scores: (rows, vocab) logits.
         noise: (rows,) each row's u.
         temperature: which divides the logits.
+
+    Raises:
+        RuntimeError: scores are NaN.
     """
     total = (scores.float() / temperature).softmax(-1).cumsum(-1)
     at = noise[:, None].to(total) * total[:, -1:]
-    return torch.searchsorted(total, at, right=True)[:, 0]
+    chosen = torch.searchsorted(total, at, right=True)
+    total.gather(1, chosen)  # of scores that are NaN nothing can be drawn: raises
+    return chosen[:, 0]
 
 
 def _cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
@@ -150,7 +155,8 @@ def _cache(config: Any, longest: int) -> DynamicCache:
     """
     cache = DynamicCache(config=config)
     for i, layer in enumerate(cache.layers):
-        window = isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < longest
-        if isinstance(layer, DynamicLayer) and not window:
+        kind = type(layer)  # what derives from these two holds more than K/V
+        whole = kind is DynamicSlidingWindowLayer and layer.sliding_window >= longest
+        if kind is DynamicLayer or whole:
             cache.layers[i] = _InPlace()
     return cache
