@@ -129,8 +129,8 @@ class _InPlace(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-            self.memory = self.keys, self.values
+            self.keys, self.values = self.memory = key_states, value_states
+            return key_states, value_states
         begin, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         room = self.memory[0].shape
         if room[0] != len(self.keys) or room[2] < end:  # rows were dropped, or it is full
