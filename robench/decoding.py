@@ -19,7 +19,7 @@ from robench.types import REPLY
 # What is entered around the passes of some rows of the batch, with roles (rows, time) to begin with
 Acting = Callable[[Sequence[int], Tensor], AbstractContextManager[Any]]
 
-ROOM = 64  # tokens by which the memory of K/V grows
+ROOM = 16  # tokens by which the memory of K/V grows
 LOOK = {"cpu": 1}  # tokens between two looks at who has ended; elsewhere 8: a look waits
 DROP = 1 / 8  # the share of ended rows at which they are dropped
 
