@@ -49,29 +49,6 @@ class Reply(NamedTuple):
     tokens: int
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Makes greedy decoding draw from the model: a logits processor of inverse transform sampling.
-
-    With F the cumulative distribution of softmax(logits / temperature) over the vocabulary and u
-    uniform in [0, 1), the first token whose F exceeds u has exactly the model's probability; every
-    other token's score becomes -inf. One number per token of the reply, drawn beforehand, is all
-    the randomness there is: rows do not share a stream as they do in `torch.multinomial`.
-
-    noise: (rows, tokens of the reply)
-    """
-
-    noise: Tensor
-    temperature: float
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (rows, vocab) of the token behind ids (rows, tokens said so far)."""
-        total = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
-        at = self.noise[:, ids.shape[1], None].to(total) * total[:, -1:]
-        chosen = torch.searchsorted(total, at, right=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-
 @dataclass
 class Usage:
     """Tokens that went through the model since it was loaded, and their cost by formula."""
@@ -250,7 +227,7 @@ class ChatModel:
         Args:
             prompts: what is answered.
             noise: (n, max_new_tokens) uniform in [0, 1): each prompt's reply is drawn with its own
-                numbers, so it does not depend on the prompts beside it (see `Drawn`).
+                numbers, so it does not depend on the prompts beside it (see `decoding.draw`).
             temperature: of the drawn replies.
         """
         inputs = [self._inputs(prompt) for prompt in prompts]
@@ -262,9 +239,11 @@ class ChatModel:
 
         def work(part: slice) -> list[Reply]:
             rows = order[part]
-            drawn = None if noise is None else Drawn(noise[rows], temperature)
             return self._generate(
-                [inputs[i] for i in rows], [prompts[i].edits for i in rows], drawn
+                [inputs[i] for i in rows],
+                [prompts[i].edits for i in rows],
+                None if noise is None else noise[rows],
+                temperature,
             )
 
         for part, result in self.chunks.map(work, len(order), per_row):
@@ -456,31 +435,26 @@ class ChatModel:
         self,
         inputs: Sequence[Tensor],
         edits: Sequence[tuple[Edit, ...]],
-        drawn: Drawn | None,
+        noise: Tensor | None,
+        temperature: float,
     ) -> list[Reply]:
-        from transformers import GenerationConfig
+        from robench.decoding import decode
 
         embeds, mask = pad_left(inputs)
-        ends = self._ends
-        settings = GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
+
+        def acting(rows: Sequence[int], roles: Tensor) -> AbstractContextManager[None]:
+            return self._acting([edits[i] for i in rows], roles)
+
+        said = decode(
+            self.network, embeds, mask, self.max_new_tokens, self._ends, acting, noise, temperature
         )
-        with self._acting(edits, prompt_roles(mask)):
-            said = self.network.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                generation_config=settings,
-                logits_processor=[drawn] if drawn else [],
-            )
+        self.usage.read(int(mask.sum()) + sum(map(len, said)))
         replies = []
-        for row in said.tolist():
-            end = next((i for i, token in enumerate(row) if token in ends), None)
-            text = self.chat.tokenizer.decode(row[:end], skip_special_tokens=True)
-            replies.append(Reply(text, end is None, len(row) if end is None else end + 1))
-        self.usage.read(int(mask.sum()) + sum(reply.tokens for reply in replies))
+        for row in said:
+            ended = row[-1] in self._ends
+            spoken = row[:-1] if ended else row
+            text = self.chat.tokenizer.decode(spoken, skip_special_tokens=True)
+            replies.append(Reply(text, not ended, len(row)))
         return replies
 
     @cached_property

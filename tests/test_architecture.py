@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = (
     "types errors config registry describe matrices hooks batching chat losses comparison "
     "degeneration organism.language records",
-    "prefix shared_prefix candidates pruning slots model probes corpus leakage",
+    "decoding prefix shared_prefix candidates pruning slots model probes corpus leakage",
     "training training_data adapters base_states behaviors judges loading organism",
     "metrics agreement store artifacts data elsewhere forecast",
     "runner rejudge",
