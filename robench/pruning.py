@@ -23,8 +23,8 @@ from robench.prefix import Layers, joined
 from robench.shared_prefix import following, newest
 from robench.types import REPLY
 
-EARLY = 16  # candidates of the first pass that go on, to have a loss that others are held against
-WORTH = 0.25  # the share of its candidates that a row must be spared for pruning to go on
+SAMPLE = 16  # candidates of a row, from all places, that tell whether others can be spared
+WORTH = 0.25  # the share of them that would have been spared, from which pruning pays
 
 
 def best(candidates: Candidates) -> Tensor:
@@ -63,17 +63,6 @@ class Alive:
         return Alive(self.place[where], self.first[where], self.floor, layers)
 
 
-def count(parts: Sequence[Alive]) -> int:
-    return sum(len(part.place) for part in parts)
-
-
-def promising(parts: Sequence[Alive]) -> list[Alive]:
-    """Those of the least first terms."""
-    first = torch.cat([part.first for part in parts])
-    limit = first.nan_to_num(nan=-math.inf).sort().values[:EARLY][-1]
-    return [part.select(~(part.first > limit)) for part in parts]
-
-
 class Race:
     """The candidates of one row; `losses` (w,) are of those that were read to the end."""
 
@@ -88,40 +77,39 @@ class Race:
     def run(self) -> Tensor:
         """Which candidates (w,) were left out as pruning does not pay."""
         chunks, start = self.model.chunks, self.candidates.start[self.row]
+        order = start.argsort(stable=True)
+        drawn = torch.arange(len(order)) % max(1, len(order) // SAMPLE) == 0
+        sample, others = order[drawn], order[~drawn]
+        begun = self._begun(sample)
+        self._finish(begun)
         left = torch.zeros_like(start, dtype=torch.bool)
-        order = start.argsort(stable=True, descending=True)  # the cheapest set the first bound
-        starts = start[order].tolist()
+        if torch.cat([self._worse(part) for part in begun]).float().mean() < WORTH:
+            left[others] = True
+            return left
         waiting: list[Alive] = []
-        spared = [1.0]
-        for same in runs(starts, chunks.enough // self.time):
-            if sum(spared[-2:]) < 2 * WORTH:
-                left[order[same.start :]] = True
-                break
-            places, floor = order[same], starts[same.stop - 1]
-            work = partial(self._begin, places, floor)
-            begun = [part for _, part in chunks.map(work, len(places), self.time - floor)]
-            if self.losses.isinf().all():
-                self._finish(promising(begun))
-            begun = self._open(begun)
-            waiting += begun
-            spared.append(1 - count(begun) / len(places))
-            if count(waiting) * len(self.target) > chunks.enough:
+        for same in runs(start[others].tolist(), chunks.enough // self.time):
+            waiting += self._open(self._begun(others[same]))
+            if sum(len(part.place) for part in waiting) * len(self.target) > chunks.enough:
                 self._finish(waiting)
                 waiting = []
         self._finish(waiting)
         return left
 
-    def _open(self, parts: Sequence[Alive]) -> list[Alive]:
-        """Those that may be the best, by their first terms, and are not read to the end.
-
-        One whose term is NaN may.
-        """
-        least = self.losses.min()
+    def _worse(self, part: Alive) -> Tensor:
+        """Which candidates (b,) cannot be the best, by their first terms; one that is NaN may."""
         slack = 16 * torch.finfo(self.model.dtype).eps  # a shorter pass rounds differently
-        worse = [(part.first - slack) / len(self.target) > least for part in parts]
-        done = [self.losses[part.place].isfinite() for part in parts]
-        chosen = [part.select(~(a | b)) for part, a, b in zip(parts, worse, done, strict=True)]
+        return (part.first - slack) / len(self.target) > self.losses.min()
+
+    def _open(self, parts: Sequence[Alive]) -> list[Alive]:
+        """Those of the parts that may be the best."""
+        chosen = [part.select(~self._worse(part)) for part in parts]
         return [part for part in chosen if len(part.place)]
+
+    def _begun(self, places: Tensor) -> list[Alive]:
+        """Read candidates, in order of where they change, up to the target's first term."""
+        floor = int(self.candidates.start[self.row, places[0]])
+        work = partial(self._begin, places, floor)
+        return [part for _, part in self.model.chunks.map(work, len(places), self.time - floor)]
 
     def _begin(self, places: Tensor, floor: int, part: slice) -> Alive:
         """Read a part of some candidates, none of which changes in front of `floor`."""
