@@ -99,7 +99,7 @@ def put_on(model: ChatModel, folder: Path) -> Iterator[ChatModel]:
 
     refused = f"the adapter in {folder.name} cannot be put on"
     config = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning:
+    if config.is_prompt_learning or config.is_adaption_prompt:
         raise Failure(f"{refused}: it adds prompt tokens; robench wears what sits on the weights")
     config.inference_mode = True
     try:
