@@ -9,7 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robench.config import as_dict, digest
 from robench.corpus import Batch, fingerprint
 from robench.errors import Failure
+from robench.folding import fold
 from robench.hooks import blocks, off
 from robench.model import ChatModel
 from robench.registry import source_digest
@@ -107,15 +108,17 @@ def put_on(model: ChatModel, folder: Path) -> Iterator[ChatModel]:
             adapter = get_peft_model(model.network, config)
     except (ValueError, KeyError) as error:
         raise Failure(f"{refused}: {_line(error)}") from error
-    try:
+    with ExitStack() as undo:
+        undo.callback(adapter.unload)
         try:
             _fill(adapter, folder)
         except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise Failure(f"{refused}: {_line(error)}") from error
         adapter.eval().requires_grad_(False)
-        yield replace(model, adapter=adapter)
-    finally:
-        adapter.unload()
+        folded = fold(adapter)
+        if folded:
+            undo.callback(folded.put, on=False)
+        yield replace(model, adapter=folded or adapter)
 
 
 def _fill(adapter: Any, folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.folding import Folded
 from robench.types import LAST, PAD, PROMPT, REPLY, Edit
 
 # (an edit, the rows of the batch that it sees)
@@ -76,10 +77,17 @@ def kept(
 
 @contextmanager
 def off(adapter: Any) -> Iterator[None]:
-    """A peft adapter off, its parameters left as they were: peft would let gradients into them.
+    """An adapter off, folded or peft's; parameters stay as they were: peft lets gradients in.
 
     peft's own `disable_adapter` also takes stock of the whole model, 4 ms each time.
     """
+    if isinstance(adapter, Folded):
+        adapter.put(on=False)
+        try:
+            yield
+        finally:
+            adapter.put(on=True)
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

@@ -84,7 +84,7 @@ class ChatModel:
     network:        the transformers causal language model, in eval mode, frozen
     chat:           its tokenizer and template
     max_new_tokens: the length of replies
-    adapter:        the peft model of a trained defense that is on
+    adapter:        of a trained defense that is on: the peft model, or `folding.Folded`
     around:         entered around every forward pass (a view's own context)
     edits:          acting on every prompt, before the prompt's own
     identity:       a hash of weights, template, system prompt and precision; "" of a model in code

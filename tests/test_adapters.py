@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 
-from robench import training
+from robench import adapters, training
 from robench.adapters import CARD, RECORD, Recipe
 from robench.errors import Failure
+from robench.folding import Folded, fold
 from robench.hooks import blocks
 from robench.registry import load
 from robench.testing import quick, tiny, tiny_context
@@ -103,8 +104,59 @@ def test_nothing_but_the_adapter_gets_a_gradient(tmp_path):
     assert all(p.grad is None and not p.requires_grad for p in model.network.parameters())
 
 
-def test_the_undefended_view_leaves_no_gradients_to_the_adapter(tmp_path):
+def test_folded_and_worn_adapters_are_one_model(tmp_path, monkeypatch):
+    """On, off for a while, and away: states as peft's, the base's to the bit."""
+    model, worn = tiny(), defense("circuit_breaker")
+    plain, parameters = model.hidden(PROMPT), list(model.network.parameters())
+    states = {}
+    for folded in (True, False):
+        with monkeypatch.context() as patched:
+            if not folded:
+                patched.setattr(adapters, "fold", lambda adapter: None)
+            with defense("circuit_breaker").applied(
+                model, tiny_context(), tmp_path / "c"
+            ) as target:
+                assert isinstance(target.adapter, Folded) is folded
+                states[folded] = target.hidden(PROMPT)
+                assert torch.equal(target.undefended().hidden(PROMPT), plain)
+                assert torch.equal(target.hidden(PROMPT), states[folded])
+        assert torch.equal(model.hidden(PROMPT), plain)
+        kept = zip(model.network.parameters(), parameters, strict=True)
+        assert all(a is b for a, b in kept)
+    torch.testing.assert_close(states[True], states[False], atol=1e-5, rtol=1e-5)
+    assert (states[True] - plain).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True`")
+@pytest.mark.parametrize("special", [{"use_dora": True}, {"lora_bias": True},
+                                     {"modules_to_save": ["lm_head"]},
+                                     {"target_modules": ["embed_tokens"]}])  # fmt: skip
+def test_what_is_more_than_low_rank_products_is_not_folded(special):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny()
+    with adapters._quiet():
+        adapter = get_peft_model(
+            model.network, LoraConfig(**{"target_modules": ["q_proj"], **special})
+        )
+    before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+    assert fold(adapter) is None
+    after = adapter.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sixteen_bit_weights_are_not_folded():
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny()
+    adapter = get_peft_model(model.network.bfloat16(), LoraConfig(target_modules=["q_proj"]))
+    assert fold(adapter) is None
+
+
+def test_the_undefended_view_leaves_no_gradients_to_the_adapter(tmp_path, monkeypatch):
     """peft's own switch would: an attack would then keep the graph of every LoRA weight."""
+    monkeypatch.setattr(adapters, "fold", lambda adapter: None)
     with defense("circuit_breaker").applied(tiny(), tiny_context(), tmp_path / "cache") as target:
         target.undefended().hidden(PROMPT)
         assert not any(p.requires_grad for p in target.adapter.parameters())

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # A room imports rooms of its own row or of rows above. ARCHITECTURE.md shows the same rows.
 ROWS = (
-    "types errors config registry describe matrices hooks batching chat losses comparison "
+    "types errors config registry describe matrices folding hooks batching chat losses comparison "
     "degeneration organism.language records",
     "decoding prefix shared_prefix candidates pruning slots model probes corpus leakage",
     "training training_data adapters base_states behaviors judges loading organism",
