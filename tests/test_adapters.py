@@ -113,9 +113,7 @@ def test_folded_and_worn_adapters_are_one_model(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             if not folded:
                 patched.setattr(adapters, "fold", lambda adapter: None)
-            with defense("circuit_breaker").applied(
-                model, tiny_context(), tmp_path / "c"
-            ) as target:
+            with worn.applied(model, tiny_context(), tmp_path / "cache") as target:
                 assert isinstance(target.adapter, Folded) is folded
                 states[folded] = target.hidden(PROMPT)
                 assert torch.equal(target.undefended().hidden(PROMPT), plain)
