@@ -11,7 +11,6 @@ process per round, after a step of warming up that is not counted; loading is no
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import memory
 from benchmarks.models import SHAPES, older_copy
 from benchmarks.recording import record
 from robench import organism
@@ -94,15 +94,13 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     gcg = method("attack", "gcg")
     model.allowed  # noqa: B018  the peer's list of banned tokens is not counted either
     list(gcg(**{**preset, **settings, "steps": 1}).run(model, behaviors[:1], Context()))
-    if job["device"] == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    memory.begin(job["device"])
     begin = time.perf_counter(), time.process_time()
     attempts = list(gcg(**{**preset, **settings}).run(model, behaviors, Context(seed=job["seed"])))
     seconds, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
     # nanoGCG's best loss does not count the start
     best = [min(a.trace[1:]) for a in attempts if a.final and a.tag == "last"]
-    peak = torch.cuda.max_memory_allocated() if job["device"] == "cuda" else None
-    peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory.peak(job["device"])
     start = [a.trace[0] for a in attempts if a.final and a.tag == "last"]
     return {"seconds": seconds, "cpu": cpu, "best": best, "start": start, "peak": peak}
 
