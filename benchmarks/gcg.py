@@ -4,8 +4,15 @@ python -m benchmarks.gcg                                    the organism on the 
 python -m benchmarks.gcg --shape 8b --behaviors 2           random weights, bf16, on CUDA
 
 nanoGCG needs transformers 4.47.1 and runs in a virtual environment of its own, which is made once
-in the folder --venv; without a network give --wheels FOLDER with its wheels. Each side is a fresh
-process per round, after a step of warming up that is not counted; loading is not counted either.
+in the folder --venv. Without a network give --wheels FOLDER, filled where there is one, by the same
+Python on the same platform, with the torch that robench has here (2.13.0, say; it is built for CUDA
+if --index-url or the platform's default says so):
+
+pip download --only-binary :all: -d FOLDER torch==2.13.0 nanogcg==0.3.0 transformers==4.47.1
+
+Each side is a fresh process per round, after a step of warming up that is not counted; loading is
+not counted either. The weights of --shape and, without --venv, the environment are made in the
+temporary folder (TMPDIR): 16 GB for 8b, and what torch takes.
 """
 
 import argparse
@@ -63,15 +70,13 @@ def main() -> None:
 
 
 def environment(folder: Path, wheels: Path | None) -> Path:
-    """The Python of nanoGCG's environment, made where it is missing."""
+    """The Python of nanoGCG's environment, made or completed; pip leaves alone what is there."""
     python = folder / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        options = ["--no-index", "--find-links", str(wheels)] if wheels else []
-        pinned = f"torch=={torch.__version__.partition('+')[0]}"
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", *options, pinned, *PEER], check=True
-        )
+    options = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    pinned = f"torch=={torch.__version__.partition('+')[0]}"
+    subprocess.run([str(python), "-m", "pip", "install", "-q", *options, pinned, *PEER], check=True)
     return python
 
 
