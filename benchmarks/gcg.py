@@ -42,6 +42,8 @@ SIDES = ("robench", "robench, prune=false", "nanogcg")
 
 def main() -> None:
     args = _arguments()
+    args.dtype = "bfloat16" if args.shape else "float32"
+    args.device = "cuda" if args.shape else args.device
     with tempfile.TemporaryDirectory() as scratch:
         python = environment(args.venv or Path(scratch) / "venv", args.wheels)
         folder = Path(scratch) / "model"
@@ -49,8 +51,8 @@ def main() -> None:
         chosen = [b for b in organism.behaviors("test") if b.harmful][: args.behaviors]
         job = {
             "model": str(folder),
-            "device": "cuda" if args.shape else args.device,
-            "dtype": "bfloat16" if args.shape else "float32",
+            "device": args.device,
+            "dtype": args.dtype,
             "behaviors": [[b.request, b.target] for b in chosen],
             "init": args.init,
             "width": args.width,
@@ -131,13 +133,15 @@ def report(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
     seconds = {name: median(r["seconds"] for r in found[name]) for name in SIDES}
     pruned, plain = (seconds["nanogcg"] / seconds[name] for name in SIDES[:2])
     record(
-        f"gcg: {args.shape or 'organism'}, width {args.width}, top-k {args.topk}, "
+        f"gcg against {', '.join(PEER)}: {f'Llama {args.shape}' if args.shape else 'organism'}, "
+        f"{args.dtype}, width {args.width}, top-k {args.topk}, "
         f"{args.behaviors} behaviors, {args.steps} steps, {args.rounds} rounds",
         ["", "ms per behavior-step", "CPU ms", "best loss (mean)", "peak MiB"],
         rows,
         f"best loss, robench minus nanoGCG: {mean(gaps):+.4f} (standard error {noise:.4f})",
         f"ratio with prune=false: {plain:.2f}",
         f"ratio: {pruned:.2f}",
+        device=args.device,
     )
 
 

@@ -53,6 +53,7 @@ def main() -> None:
         ["varied", "", "ms per behavior-step", "tokens per candidate", "GFLOP/s", "of products"],
         rows,
         f"matrix products: {peak / 1e9:.4g} GFLOP/s",
+        device=args.device,
     )
 
 
