@@ -10,6 +10,10 @@ if --index-url or the platform's default says so):
 
 pip download --only-binary :all: -d FOLDER torch==2.13.0 nanogcg==0.3.0 transformers==4.47.1
 
+nanoGCG has its own defaults: all candidates in one batch (halved where memory runs out), K/V of
+what stands in front of the suffix kept, losses in the precision of the model: in bf16 a loss of 11
+is rounded to sixteenths.
+
 Each side is a fresh process per round, after a step of warming up that is not counted; loading is
 not counted either. The weights of --shape and, without --venv, the environment are made in the
 temporary folder (TMPDIR): 16 GB for 8b, and what torch takes.
@@ -49,6 +53,7 @@ def main() -> None:
         folder = Path(scratch) / "model"
         older_copy(folder, args.shape)
         chosen = [b for b in organism.behaviors("test") if b.harmful][: args.behaviors]
+        args.behaviors = len(chosen)
         job = {
             "model": str(folder),
             "device": args.device,
