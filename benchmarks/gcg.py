@@ -4,14 +4,24 @@ python -m benchmarks.gcg                                    the organism on the 
 python -m benchmarks.gcg --shape 8b --behaviors 2           random weights, bf16, on CUDA
 
 nanoGCG needs transformers 4.47.1 and runs in a virtual environment of its own, which is made once
-in the folder --venv; without a network give --wheels FOLDER with its wheels. Each side is a fresh
-process per round, after a step of warming up that is not counted; loading is not counted either.
+in the folder --venv. Without a network give --wheels FOLDER, filled where there is one, by the same
+Python on the same platform, with the torch that robench has here (2.13.0, say; it is built for CUDA
+if --index-url or the platform's default says so):
+
+pip download --only-binary :all: -d FOLDER torch==2.13.0 nanogcg==0.3.0 transformers==4.47.1
+
+nanoGCG has its own defaults: all candidates in one batch (halved where memory runs out), K/V of
+what stands in front of the suffix kept, losses in the precision of the model: in bf16 a loss of 11
+is rounded to sixteenths.
+
+Each side is a fresh process per round, after a step of warming up that is not counted; loading is
+not counted either. The weights of --shape and, without --venv, the environment are made in the
+temporary folder (TMPDIR): 16 GB for 8b, and what torch takes.
 """
 
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +32,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import memory
 from benchmarks.models import SHAPES, older_copy
 from benchmarks.recording import record
 from robench import organism
@@ -35,15 +46,18 @@ SIDES = ("robench", "robench, prune=false", "nanogcg")
 
 def main() -> None:
     args = _arguments()
+    args.dtype = "bfloat16" if args.shape else "float32"
+    args.device = "cuda" if args.shape else args.device
     with tempfile.TemporaryDirectory() as scratch:
         python = environment(args.venv or Path(scratch) / "venv", args.wheels)
         folder = Path(scratch) / "model"
         older_copy(folder, args.shape)
         chosen = [b for b in organism.behaviors("test") if b.harmful][: args.behaviors]
+        args.behaviors = len(chosen)
         job = {
             "model": str(folder),
-            "device": "cuda" if args.shape else args.device,
-            "dtype": "bfloat16" if args.shape else "float32",
+            "device": args.device,
+            "dtype": args.dtype,
             "behaviors": [[b.request, b.target] for b in chosen],
             "init": args.init,
             "width": args.width,
@@ -63,15 +77,13 @@ def main() -> None:
 
 
 def environment(folder: Path, wheels: Path | None) -> Path:
-    """The Python of nanoGCG's environment, made where it is missing."""
+    """The Python of nanoGCG's environment, made or completed; pip leaves alone what is there."""
     python = folder / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        options = ["--no-index", "--find-links", str(wheels)] if wheels else []
-        pinned = f"torch=={torch.__version__.partition('+')[0]}"
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", *options, pinned, *PEER], check=True
-        )
+    options = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    pinned = f"torch=={torch.__version__.partition('+')[0]}"
+    subprocess.run([str(python), "-m", "pip", "install", "-q", *options, pinned, *PEER], check=True)
     return python
 
 
@@ -94,15 +106,13 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     gcg = method("attack", "gcg")
     model.allowed  # noqa: B018  the peer's list of banned tokens is not counted either
     list(gcg(**{**preset, **settings, "steps": 1}).run(model, behaviors[:1], Context()))
-    if job["device"] == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    memory.begin(job["device"])
     begin = time.perf_counter(), time.process_time()
     attempts = list(gcg(**{**preset, **settings}).run(model, behaviors, Context(seed=job["seed"])))
     seconds, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
     # nanoGCG's best loss does not count the start
     best = [min(a.trace[1:]) for a in attempts if a.final and a.tag == "last"]
-    peak = torch.cuda.max_memory_allocated() if job["device"] == "cuda" else None
-    peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory.peak(job["device"])
     start = [a.trace[0] for a in attempts if a.final and a.tag == "last"]
     return {"seconds": seconds, "cpu": cpu, "best": best, "start": start, "peak": peak}
 
@@ -128,13 +138,15 @@ def report(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
     seconds = {name: median(r["seconds"] for r in found[name]) for name in SIDES}
     pruned, plain = (seconds["nanogcg"] / seconds[name] for name in SIDES[:2])
     record(
-        f"gcg: {args.shape or 'organism'}, width {args.width}, top-k {args.topk}, "
+        f"gcg against {', '.join(PEER)}: {f'Llama {args.shape}' if args.shape else 'organism'}, "
+        f"{args.dtype}, width {args.width}, top-k {args.topk}, "
         f"{args.behaviors} behaviors, {args.steps} steps, {args.rounds} rounds",
         ["", "ms per behavior-step", "CPU ms", "best loss (mean)", "peak MiB"],
         rows,
         f"best loss, robench minus nanoGCG: {mean(gaps):+.4f} (standard error {noise:.4f})",
         f"ratio with prune=false: {plain:.2f}",
         f"ratio: {pruned:.2f}",
+        device=args.device,
     )
 
 

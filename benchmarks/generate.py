@@ -71,10 +71,13 @@ def main() -> None:
         sum(a == b for a, b in zip(texts[name], texts["robench"], strict=True)) for name in sides
     ]
     record(
-        f"generate: {args.model}, {len(prompts)} prompts, at most {args.max_new_tokens} tokens",
+        f"generate: {args.model}, {args.dtype}, {len(prompts)} prompts, "
+        f"at most {args.max_new_tokens} tokens",
         ["", "tokens per second", "replies as robench's"],
         [[name, rate[name], count] for name, count in zip(sides, same, strict=True)],
-        f"ratio: {rate['robench'] / rate['transformers, one at a time']:.2f}",
+        f"ratio to one at a time: {rate['robench'] / rate['transformers, one at a time']:.2f}",
+        f"ratio to all at once: {rate['robench'] / rate['transformers, all at once']:.2f}",
+        device=args.device,
     )
 
 

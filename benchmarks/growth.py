@@ -1,22 +1,30 @@
-"""Cost of GCG's candidate pass by behaviors, width, suffix length and target length, and the share
-of the device's matrix product rate that it reaches.
+"""Cost of GCG's candidate pass by behaviors, width, suffix length, target length and the model's
+blocks, and the share of the device's matrix product rate that it reaches.
 
 python -m benchmarks.growth [--model organism] [--shape 8b]
 
-FLOPs are those that are executed: 2 N per token that was read, with N the parameters without the
-input embedding. The rate is measured in the same run, on a product of the model's own shape.
+FLOPs are those that are executed: two per weight of a linear layer and row that it reads, so the
+output head counts with the rows of logits that are made, and what is shared counts once. Products
+of attention are left out. The rate is measured in the same run, in the model's precision, on a
+product of its own width. The peak of a GPU is each row's own; that of a process is the highest
+so far.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from benchmarks import memory
 from benchmarks.models import ask, asked
 from benchmarks.recording import record
 from robench import organism
+from robench.hooks import truncated
 from robench.model import ChatModel
 from robench.types import GAP, user
 
@@ -35,29 +43,40 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     model = asked(args)
-    peak = product_rate(model, args.repeats)
-    rows: list[list[object]] = []
-    for name, values in VARIED.items():
+    fastest = product_rate(model, args.repeats)
+    blocks = [max(1, model.depth // part) for part in (4, 2, 1)]
+    base, rows = {**BASE, "blocks": model.depth}, []
+    for name, values in {**VARIED, "blocks": blocks}.items():
         for value in values:
-            seconds, tokens = candidate_pass(model, {**BASE, name: value}, args.repeats)
-            rate = 2 * model.usage.parameters * tokens / seconds
-            candidates = {**BASE, name: value}
-            count = candidates["behaviors"] * candidates["width"]
+            size = {**base, name: value}
+            memory.begin(args.device)
+            with shallow(model.network, size["blocks"]):
+                seconds, tokens, flops = candidate_pass(model, size, args.repeats)
             rows.append([
-                name, value, 1e3 * seconds / candidates["behaviors"], tokens / count,
-                rate / 1e9, f"{rate / peak:.0%}",
+                name, value, 1e3 * seconds / size["behaviors"],
+                tokens / (size["behaviors"] * size["width"]), flops / seconds / 1e9,
+                f"{flops / seconds / fastest:.0%}", f"{memory.peak(args.device) / 2**20:.0f}",
             ])  # fmt: skip
     record(
         f"growth: {args.model}, {args.dtype}, otherwise "
-        + ", ".join(f"{name} {value}" for name, value in BASE.items()),
-        ["varied", "", "ms per behavior-step", "tokens per candidate", "GFLOP/s", "of products"],
+        + ", ".join(f"{name} {value}" for name, value in base.items()),
+        [
+            "varied",
+            "",
+            "ms per behavior-step",
+            "tokens per candidate",
+            "GFLOP/s",
+            "of products",
+            "peak MiB",
+        ],
         rows,
-        f"matrix products: {peak / 1e9:.4g} GFLOP/s",
+        f"matrix products: {fastest / 1e9:.4g} GFLOP/s",
+        device=args.device,
     )
 
 
-def candidate_pass(model: ChatModel, size: dict[str, int], repeats: int) -> tuple[float, float]:
-    """Seconds and tokens of one pass over all candidates: one swap each, positions in turn."""
+def candidate_pass(model: ChatModel, size: dict[str, int], repeats: int) -> tuple[float, int, int]:
+    """Seconds, tokens, FLOPs of one pass over all candidates: one swap each, positions in turn."""
     behaviors = [b for b in organism.behaviors("test") if b.harmful][: size["behaviors"]]
     slots = model.slots(
         [user(f"{b.request}{GAP}") for b in behaviors],
@@ -72,10 +91,39 @@ def candidate_pass(model: ChatModel, size: dict[str, int], repeats: int) -> tupl
     ids = parent[:, None].repeat(1, w, 1)
     at = torch.arange(w)
     ids[:, at, at % k] = pool[torch.randint(len(pool), (n, w), generator=generator)]
-    slots.loss(ids, parent)
     before = model.usage.forward_tokens
-    seconds = timed(lambda: slots.loss(ids, parent), model.device, repeats)
-    return seconds, (model.usage.forward_tokens - before) / repeats
+    flops = executed(model.network, lambda: slots.loss(ids, parent))
+    tokens = model.usage.forward_tokens - before
+    return timed(lambda: slots.loss(ids, parent), model.device, repeats), tokens, flops
+
+
+@contextmanager
+def shallow(network: Any, blocks: int) -> Iterator[None]:
+    """The network with its first blocks only."""
+    config, whole = network.config, network.config.num_hidden_layers
+    with truncated(network, blocks):
+        config.num_hidden_layers = blocks
+        try:
+            yield
+        finally:
+            config.num_hidden_layers = whole
+
+
+def executed(network: nn.Module, work: Callable[[], object]) -> int:
+    """FLOPs of the linear layers that `work` calls."""
+    counts: list[int] = []  # several threads append
+
+    def count(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
+        counts.append(2 * layer.weight.numel() * args[0][..., 0].numel())
+
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in linear]
+    try:
+        work()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
 
 
 def product_rate(model: ChatModel, repeats: int) -> float:
@@ -88,7 +136,7 @@ def product_rate(model: ChatModel, repeats: int) -> float:
         for _ in range(50):
             left @ right
 
-    products()
+    timed(products, model.device, 1)  # warm up
     return 50 * 2 * tokens * d * 4 * d / timed(products, model.device, repeats)
 
 

@@ -1,19 +1,56 @@
-"""Where the time of a run went: seconds of training, of each attack, and TFLOP by formula.
+"""Where the time of a whole run on the organism goes: training, each attack, and all the rest.
 
-python -m benchmarks.matrix results/runs/full
+python -m benchmarks.matrix [--matrix full] [--device cpu]
+
+An attack's seconds are summed over behaviors; replies, judging and loading are the rest of the wall
+clock. TFLOP are by formula.
 """
 
+import argparse
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.recording import record
 from robench.metrics import dsr_rows
 from robench.store import RunStore
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--matrix", default="full", help="full, smoke or FILE.yaml")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        asked = ["--matrix", args.matrix, "--device", args.device, "--out", str(folder)]
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "robench", "run", *asked], check=True)
+        wall = time.perf_counter() - begin
+        spent = phases(folder)
+    seconds = spent.pivot_table("seconds", "phase", "defense", "sum", sort=False).fillna(0.0)
+    total, tflop = seconds.sum(axis=1), spent.groupby("phase")["tflop"].sum()
+    rows: list[list[object]] = [
+        [phase, *seconds.loc[phase], total[phase], f"{total[phase] / wall:.0%}", tflop[phase]]
+        for phase in seconds.index
+    ]
+    rest, blank = wall - total.sum(), [""] * len(seconds.columns)
+    rows.append(["(replies, judging, loading)", *blank, rest, f"{rest / wall:.0%}", ""])
+    record(
+        f"matrix: {args.matrix} on the organism, seconds by phase and defense",
+        ["phase", *seconds.columns, "all", "of the wall clock", "TFLOP"],
+        rows,
+        f"wall clock: {wall:.0f} s",
+        device=args.device,
+    )
+
+
 def phases(folder: Path) -> pd.DataFrame:
-    """A row per defense and phase; replies and judging are not in an attack's seconds."""
+    """A row per defense and phase: seconds and TFLOP of a run's training and attacks."""
     cells = list(RunStore(folder).cells())
     trained = pd.DataFrame(
         {
@@ -31,4 +68,4 @@ def phases(folder: Path) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    print(phases(Path(sys.argv[1])).to_string(index=False))
+    main()

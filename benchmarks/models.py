@@ -93,4 +93,6 @@ def random_weights(folder: Path, shape: str, device: str = "cuda") -> None:
     torch.manual_seed(0)
     with torch.device(device):
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    network.save_pretrained(folder)
+    network.save_pretrained(folder, max_shard_size="2GB")  # a shard at a time is on the CPU
+    del network
+    torch.cuda.empty_cache()  # other processes need the memory

@@ -5,10 +5,10 @@ Reads a job (JSON) from standard input; the last line that it prints is what it 
 
 import json
 import logging
-import resource
 import sys
 import time
 
+import memory
 import torch
 from nanogcg.gcg import GCG, GCGConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,11 +47,8 @@ starts: list[float] = []
 search(1, *job["behaviors"][0], job["seed"])
 spent.clear()
 starts.clear()
-if model.device.type == "cuda":
-    torch.cuda.reset_peak_memory_stats()
+memory.begin(job["device"])
 best = [search(job["steps"], *behavior, job["seed"]) for behavior in job["behaviors"]]
-on_cuda = model.device.type == "cuda"
-peak = torch.cuda.max_memory_allocated() if on_cuda else None
 print(
     json.dumps(
         {
@@ -59,7 +56,7 @@ print(
             "cpu": sum(cpu for _, cpu in spent),
             "best": best,
             "start": starts,
-            "peak": peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak": memory.peak(job["device"]),
         }
     )
 )

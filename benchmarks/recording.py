@@ -11,22 +11,23 @@ import torch
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
-def record(title: str, columns: list[str], rows: list[list[object]], *notes: str) -> None:
-    """Print the table and append it to RESULTS.md under `title`."""
+def record(
+    title: str, columns: list[str], rows: list[list[object]], *notes: str, device: str
+) -> None:
+    """Print the table of what ran on `device` and append it to RESULTS.md under `title`."""
     lines = [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
     print("\n".join([title, "", *lines, "", *notes]), flush=True)
-    page = ["", f"## {title}", "", f"{date.today()}, {machine()}.", "", *lines]
+    page = ["", f"## {title}", "", f"{date.today()}, {machine(device)}.", "", *lines]
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("\n".join([*page, *(line for note in notes for line in ("", note)), ""]))
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """Versions and hardware in a line."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    if torch.cuda.is_available():
-        where = torch.cuda.get_device_name()
-    else:
-        where = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("robench", "torch", "transformers"))
+    where = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    if device.startswith("cuda"):
+        where += f", {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return f"Python {platform.python_version()}, {versions}, {where}"
 
 

@@ -45,11 +45,12 @@ def main() -> None:
     apart = max(abs(a - b) for a, b in zip(alone[0][1], together[0][1], strict=False))
     one, many = (median(speed for speed, _ in found) for found in (alone, together))
     record(
-        f"soft_prompt: {args.model}, {args.steps} steps, {args.rounds} rounds",
+        f"soft_prompt: {args.model}, {args.dtype}, {args.steps} steps, {args.rounds} rounds",
         ["behaviors in the batch", "behavior-steps per second"],
         [[1, one], [len(chosen), many]],
         f"largest difference of a final loss: {apart:.1e}",
         f"ratio: {many / one:.2f}",
+        device=args.device,
     )
 
 
