@@ -135,13 +135,16 @@ class _InPlace(DynamicLayer):  # type: ignore[misc]
             self.keys, self.values = self.memory = key_states, value_states
             return key_states, value_states
         begin, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        room = self.memory[0].shape
-        if room[0] != len(self.keys) or room[2] < end:  # rows were dropped, or it is full
+        if self.memory[0].shape[2] < end:
             self.memory = _with_room(self.keys, end), _with_room(self.values, end)
         for memory, states in zip(self.memory, (key_states, value_states), strict=True):
             memory[:, :, begin:end] = states
         self.keys, self.values = (memory[:, :, :end] for memory in self.memory)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.memory = self.keys, self.values  # frees the old before the next block is copied
 
 
 def _with_room(states: Tensor, end: int) -> Tensor:

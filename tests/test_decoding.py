@@ -167,6 +167,9 @@ def test_keys_and_values_are_those_of_transformers(monkeypatch):
             for cache in (ours, theirs):
                 cache.batch_select_indices(torch.tensor(stay))
             rows = len(stay)
+            for layer in ours.layers:  # of rows that are gone no memory is held
+                held = [t.untyped_storage().nbytes() for t in (*layer.memory, layer.keys)]
+                assert held == [layer.keys.nbytes] * 3
         for mine, plain in zip(ours.layers, theirs.layers, strict=True):
             torch.testing.assert_close(mine.keys, plain.keys, atol=1e-5, rtol=0)
             torch.testing.assert_close(mine.values, plain.values, atol=1e-5, rtol=0)
