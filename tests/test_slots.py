@@ -145,6 +145,12 @@ def test_only_passes_without_hooks_run_side_by_side():
     try:
         assert model.workers == 2
         assert model.edited([Roll(1, (PROMPT,))]).workers == 1
+        block = blocks(model.network)[0]
+        for register in (block.mlp.register_forward_hook, block.register_forward_pre_hook):
+            handle = register(lambda *args: None)  # a stranger's defense may do so
+            assert model.workers == 1
+            handle.remove()
+        assert model.workers == 2
     finally:
         torch.set_num_threads(1)
 
