@@ -68,11 +68,14 @@ def following(
 
 
 def newest(cache: Any, time: int) -> Layers:
-    """K and V of each block, of the `time` tokens that a pass with `keep` has read."""
+    """K and V of each block, of the `time` tokens that a pass with `keep` has read.
+
+    Copies, where a pass got its own of the prefix: a view would hold that in memory.
+    """
     return [
         layer.new
         if isinstance(layer, _Standing)
-        else (layer.keys[:, :, -time:], layer.values[:, :, -time:])
+        else (layer.keys[:, :, -time:].clone(), layer.values[:, :, -time:].clone())
         for layer in cache.layers
     ]
 
