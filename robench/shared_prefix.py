@@ -204,8 +204,10 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention (b, heads, time, d) and the log-sum-exp (b, heads, time, 1) of its scores.
 
-    By the kernels below `scaled_dot_product_attention`, which does not return the latter.
+    By the kernels below `scaled_dot_product_attention`, which does not return the latter; nor does
+    autocast, under which queries and values may differ in type, reach these.
     """
+    key, value = key.to(query.dtype), value.to(query.dtype)
     if query.device.type == "cuda":
         out, total, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, causal, scale=scale

@@ -1,6 +1,7 @@
 """A prefix read once for all rows against one copied for every row, and against the formula."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -130,6 +131,16 @@ def test_losses_under_an_adapter(calls, monkeypatch):
     assert len(calls) == before + 2 * model.depth and (once - bare).abs().max() > 1e-3
     copying(monkeypatch)
     torch.testing.assert_close(once, gap_of(model).loss(ids), atol=1e-5, rtol=0)
+
+
+def test_losses_under_autocast(calls, monkeypatch):
+    """A defense's context may be one: values are then of another type than queries and keys."""
+    model = replace(made("llama"), around=partial(torch.autocast, "cpu", torch.bfloat16))
+    ids = draw(model, 1, 6, 4)
+    once = gap_of(model).loss(ids)
+    assert calls
+    copying(monkeypatch)
+    torch.testing.assert_close(once, gap_of(model).loss(ids), atol=5e-2, rtol=0)
 
 
 def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
