@@ -386,7 +386,7 @@ class ChatModel:
         with self.around(), replaced(self.network, 1, states[None]), truncated(self.network, 1):
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             output = self.network(input_ids=ids, use_cache=False)
-        return output.logits[0].to(self.device)
+        return output.logits.flatten(0, 1).to(self.device)  # GPT-2 takes the tokens for rows
 
     def run(
         self,

@@ -407,6 +407,15 @@ def test_sharing_is_exact_on_other_architectures(config):
     torch.testing.assert_close(slots.loss(ids, parent), slots.loss(ids), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("config", OTHERS)
+def test_the_head_is_exact_on_other_architectures(config):
+    model = stranger(config, **OTHERS[config])
+    ids = draw(model, 2, 7)
+    with torch.no_grad():
+        states, logits = model.forward(ids, torch.ones_like(ids), [model.depth], logits=True)
+    torch.testing.assert_close(model.head(states[0]), logits, atol=1e-5, rtol=0)
+
+
 def test_a_model_without_keys_and_values_is_refused():
     with pytest.raises(InputError, match="MambaForCausalLM has blocks with a recurrent state"):
         stranger("MambaConfig")
