@@ -76,7 +76,8 @@ def decode(
                 )
                 scores = output.logits[:, -1].to(device)
                 highest, tokens = scores.max(1)
-                broken |= (~highest.isfinite() & ~ended).any()  # NaN where any score is
+                highest = highest.float() / temperature  # NaN where any score is
+                broken |= (~highest.isfinite() & ~ended).any()
                 if noise is not None:
                     tokens = draw(scores, noise[:, step], temperature)
                 said[:, step] = tokens

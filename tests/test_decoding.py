@@ -186,6 +186,11 @@ def test_a_model_whose_scores_are_nan_has_no_reply(most, drawn):
         model.replies([Prompt(user("Why?"))], uniform(1) if drawn else None)
 
 
+def test_nothing_is_drawn_where_the_temperature_leaves_no_numbers():
+    with pytest.raises(Failure, match="are NaN or infinite"):
+        tiny().replies([Prompt(user("Why?"))], uniform(1), temperature=1e-45)
+
+
 def test_what_is_behind_an_end_may_be_nan(monkeypatch):
     """A row that has ended is carried along to the next look."""
     monkeypatch.setitem(decoding.LOOK, "cpu", MOST)
