@@ -60,9 +60,15 @@ def side_by_side(
     if workers < 2:
         return [work(item) for item in items]
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    inference, cast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
 
     def alone(item: Item) -> Result:
-        with torch.set_grad_enabled(grad):  # each thread has its own switch
+        with (  # each thread has its own switches; inference mode sets that of gradients, too
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(grad),
+            torch.autocast("cpu", dtype, cast),
+        ):
             return work(item)
 
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from robench.errors import Failure
 from robench.hooks import prompt_roles
 from robench.types import REPLY
 
@@ -45,6 +46,9 @@ def decode(
         acting: entered around the passes, anew when rows were dropped.
         noise: (rows, most) uniform in [0, 1): replies are drawn, see `draw`.
         temperature: of drawn replies.
+
+    Raises:
+        Failure: the scores of a token are NaN or infinite; that is no reply.
     """
     device, (rows, time) = embeds.device, mask.shape
     look = LOOK.get(device.type, 8)
@@ -54,6 +58,7 @@ def decode(
     position = (seen.cumsum(1) - 1).clamp(min=0)
     said = torch.empty(rows, most, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    broken = torch.zeros((), dtype=torch.bool, device=device)
     noise = None if noise is None else noise.to(device)
     live, roles = list(range(rows)), prompt_roles(mask)
     inputs, begin, step = {"inputs_embeds": embeds}, 0, 0
@@ -70,15 +75,18 @@ def decode(
                     logits_to_keep=1,
                 )
                 scores = output.logits[:, -1].to(device)
-                if noise is None:
-                    tokens = scores.argmax(1)
-                else:
+                highest, tokens = scores.max(1)
+                highest = highest.float() / temperature  # NaN where any score is
+                broken |= (~highest.isfinite() & ~ended).any()
+                if noise is not None:
                     tokens = draw(scores, noise[:, step], temperature)
                 said[:, step] = tokens
                 ended |= (tokens[:, None] == stops).any(1)
                 inputs, begin, step = {"input_ids": tokens[:, None]}, time + step, step + 1
                 if step % look == 0 and int(ended.sum()) >= DROP * len(live):
                     break
+        if broken:
+            raise Failure("the model's scores of the next token are NaN or infinite")
         replies |= zip(live, said[:, :step].tolist(), strict=True)
         stay = [] if step == most else (~ended).nonzero().flatten().tolist()
         if not stay:
@@ -104,15 +112,11 @@ def draw(scores: Tensor, noise: Tensor, temperature: float) -> Tensor:
         scores: (rows, vocab) logits.
         noise: (rows,) each row's u.
         temperature: which divides the logits.
-
-    Raises:
-        RuntimeError: scores are NaN.
     """
     total = (scores.float() / temperature).softmax(-1).cumsum(-1)
     at = noise[:, None].to(total) * total[:, -1:]
     chosen = torch.searchsorted(total, at, right=True)
-    total.gather(1, chosen)  # of scores that are NaN nothing can be drawn: raises
-    return chosen[:, 0]
+    return chosen[:, 0].clamp(max=scores.shape[1] - 1)  # beyond where scores are NaN
 
 
 def _cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
@@ -132,13 +136,16 @@ class _InPlace(DynamicLayer):  # type: ignore[misc]
             self.keys, self.values = self.memory = key_states, value_states
             return key_states, value_states
         begin, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        room = self.memory[0].shape
-        if room[0] != len(self.keys) or room[2] < end:  # rows were dropped, or it is full
+        if self.memory[0].shape[2] < end:
             self.memory = _with_room(self.keys, end), _with_room(self.values, end)
         for memory, states in zip(self.memory, (key_states, value_states), strict=True):
             memory[:, :, begin:end] = states
         self.keys, self.values = (memory[:, :, :end] for memory in self.memory)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.memory = self.keys, self.values  # frees the old before the next block is copied
 
 
 def _with_room(states: Tensor, end: int) -> Tensor:

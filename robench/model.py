@@ -136,9 +136,14 @@ class ChatModel:
 
     @property
     def workers(self) -> int:
-        """Passes that may run at a time: one per thread of a CPU, where none puts in hooks."""
-        alone = self.device.type != "cpu" or self.edits or self.around is not nullcontext
-        return 1 if alone else torch.get_num_threads()
+        """Passes that may run at a time: one per thread of a CPU, where nobody puts in hooks.
+
+        Hooks, such as a stranger's defense registers, may keep state from one to the next.
+        """
+        if self.device.type != "cpu" or self.edits or self.around is not nullcontext:
+            return 1
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
+        return 1 if hooked else torch.get_num_threads()
 
     @property
     def depth(self) -> int:
@@ -381,7 +386,7 @@ class ChatModel:
         with self.around(), replaced(self.network, 1, states[None]), truncated(self.network, 1):
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             output = self.network(input_ids=ids, use_cache=False)
-        return output.logits[0].to(self.device)
+        return output.logits.flatten(0, 1).to(self.device)  # GPT-2 takes the tokens for rows
 
     def run(
         self,

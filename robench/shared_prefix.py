@@ -68,11 +68,14 @@ def following(
 
 
 def newest(cache: Any, time: int) -> Layers:
-    """K and V of each block, of the `time` tokens that a pass with `keep` has read."""
+    """K and V of each block, of the `time` tokens that a pass with `keep` has read.
+
+    Copies, where a pass got its own of the prefix: a view would hold that in memory.
+    """
     return [
         layer.new
         if isinstance(layer, _Standing)
-        else (layer.keys[:, :, -time:], layer.values[:, :, -time:])
+        else (layer.keys[:, :, -time:].clone(), layer.values[:, :, -time:].clone())
         for layer in cache.layers
     ]
 
@@ -201,8 +204,10 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention (b, heads, time, d) and the log-sum-exp (b, heads, time, 1) of its scores.
 
-    By the kernels below `scaled_dot_product_attention`, which does not return the latter.
+    By the kernels below `scaled_dot_product_attention`, which does not return the latter; nor does
+    autocast, under which queries and values may differ in type, reach these.
     """
+    key, value = key.to(query.dtype), value.to(query.dtype)
     if query.device.type == "cuda":
         out, total, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, causal, scale=scale

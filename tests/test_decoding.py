@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from robench import decoding
+from robench.errors import Failure
 from robench.hooks import off
 from robench.model import ChatModel, Reply
 from robench.testing import FAMILIES, tiny
@@ -166,19 +167,50 @@ def test_keys_and_values_are_those_of_transformers(monkeypatch):
             for cache in (ours, theirs):
                 cache.batch_select_indices(torch.tensor(stay))
             rows = len(stay)
+            for layer in ours.layers:  # of rows that are gone no memory is held
+                held = [t.untyped_storage().nbytes() for t in (*layer.memory, layer.keys)]
+                assert held == [layer.keys.nbytes] * 3
         for mine, plain in zip(ours.layers, theirs.layers, strict=True):
             torch.testing.assert_close(mine.keys, plain.keys, atol=1e-5, rtol=0)
             torch.testing.assert_close(mine.values, plain.values, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("most", [1, 3])
-def test_nothing_is_drawn_from_nan(most):
-    """Also of the last token, which no further pass reads."""
+def test_a_model_whose_scores_are_nan_has_no_reply(most, drawn):
+    """Greedy decoding would take the token; also the last, which no further pass reads."""
     model = tiny()
     model.max_new_tokens = most
     model.network.lm_head.weight.data[7] = torch.nan
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        model.replies([Prompt(user("Why?"))], uniform(1))
+    with pytest.raises(Failure, match="are NaN or infinite"):
+        model.replies([Prompt(user("Why?"))], uniform(1) if drawn else None)
+
+
+def test_nothing_is_drawn_where_the_temperature_leaves_no_numbers():
+    with pytest.raises(Failure, match="are NaN or infinite"):
+        tiny().replies([Prompt(user("Why?"))], uniform(1), temperature=1e-45)
+
+
+def test_what_is_behind_an_end_may_be_nan(monkeypatch):
+    """A row that has ended is carried along to the next look."""
+    monkeypatch.setitem(decoding.LOOK, "cpu", MOST)
+    model, prompts = talker(), [Prompt(user("Why?"))]
+    (expected,) = model.replies(prompts, uniform(1))
+    assert not expected.truncated and expected.tokens < MOST
+
+    @dataclass(frozen=True)
+    class Fail:
+        """NaN in every pass behind the one that says the end."""
+
+        layer: int
+        passes: list
+
+        def __call__(self, h, role):
+            self.passes.append(1)
+            return h if len(self.passes) <= expected.tokens else h * torch.nan
+
+    assert model.edited([Fail(1, passes := [])]).replies(prompts, uniform(1)) == [expected]
+    assert len(passes) == MOST
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

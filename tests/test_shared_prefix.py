@@ -1,6 +1,7 @@
 """A prefix read once for all rows against one copied for every row, and against the formula."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from robench import shared_prefix
 from robench.chat import Chat
 from robench.model import ChatModel
 from robench.prefix import Prefix
-from robench.shared_prefix import NAME, admits, attention, following
+from robench.shared_prefix import NAME, admits, attention, following, newest
 from robench.slots import Slots
 from robench.testing import tiny
 from robench.types import GAP, LAST, PROMPT, REPLY, Prompt, user
@@ -132,6 +133,16 @@ def test_losses_under_an_adapter(calls, monkeypatch):
     torch.testing.assert_close(once, gap_of(model).loss(ids), atol=1e-5, rtol=0)
 
 
+def test_losses_under_autocast(calls, monkeypatch):
+    """A defense's context may be one: values are then of another type than queries and keys."""
+    model = replace(made("llama"), around=partial(torch.autocast, "cpu", torch.bfloat16))
+    ids = draw(model, 1, 6, 4)
+    once = gap_of(model).loss(ids)
+    assert calls
+    copying(monkeypatch)
+    torch.testing.assert_close(once, gap_of(model).loss(ids), atol=5e-2, rtol=0)
+
+
 def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
     model = made("llama")
     parent = draw(model, 1, 6)
@@ -231,6 +242,20 @@ def test_no_row_gets_a_copy(monkeypatch):
     with Sizes() as each:
         slots.loss(ids)
     assert once.largest < copies < each.largest
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_a_pass_has_read_holds_no_copy_of_the_prefix(copied, monkeypatch):
+    if copied:
+        copying(monkeypatch)
+    model = made("llama")
+    prefix = Prefix.of(model, [list(range(20, 60))])
+    embeds = model.embed(torch.full((3, 5), 21))
+    with torch.no_grad(), following(model, prefix, [0, 0, 0], 5, keep=True) as options:
+        model.network(inputs_embeds=embeds, use_cache=True, **options)
+    for tensor in (tensor for pair in newest(options["past_key_values"], 5) for tensor in pair):
+        assert tensor.shape == (3, 2, 5, 8)
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_the_cache_tells_the_truth_and_returns_the_new_part_as_it_came():

@@ -1,6 +1,7 @@
 """Slots against a slow plain loop: one full forward pass per candidate, no cache, all logits."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -145,6 +146,12 @@ def test_only_passes_without_hooks_run_side_by_side():
     try:
         assert model.workers == 2
         assert model.edited([Roll(1, (PROMPT,))]).workers == 1
+        block = blocks(model.network)[0]
+        for register in (block.mlp.register_forward_hook, block.register_forward_pre_hook):
+            handle = register(lambda *args: None)  # a stranger's defense may do so
+            assert model.workers == 1
+            handle.remove()
+        assert model.workers == 2
     finally:
         torch.set_num_threads(1)
 
@@ -158,8 +165,33 @@ def test_what_fails_side_by_side_fails():
     assert side_by_side(work, range(3), 2) == [0, 1, 4]
     with pytest.raises(ZeroDivisionError):
         side_by_side(work, range(5), 2)
-    with torch.no_grad():
-        assert side_by_side(lambda i: torch.is_grad_enabled(), range(2), 2) == [False, False]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.enable_grad, torch.inference_mode, partial(torch.autocast, "cpu")],
+)
+def test_threads_are_in_the_modes_of_their_caller(mode):
+    def modes(_: int = 0) -> list[bool]:
+        cast = torch.is_autocast_enabled("cpu")
+        return [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast]
+
+    with mode():
+        assert side_by_side(modes, range(2), 2) == [modes(), modes()]
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_rows_side_by_side_in_inference_mode(prune):
+    model, slots = make()
+    parent = draw(model, 3, 6)
+    ids = swapped(model, parent, 60)
+    expected = slots.loss(ids, parent, prune)
+    torch.set_num_threads(3)
+    try:
+        with torch.inference_mode():
+            torch.testing.assert_close(slots.loss(ids, parent, prune), expected)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("enough", [1, 60, 10_000])
@@ -373,6 +405,15 @@ def test_sharing_is_exact_on_other_architectures(config):
     ids = swapped(model, parent, 9)
     model.chunks.enough = 1
     torch.testing.assert_close(slots.loss(ids, parent), slots.loss(ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", OTHERS)
+def test_the_head_is_exact_on_other_architectures(config):
+    model = stranger(config, **OTHERS[config])
+    ids = draw(model, 2, 7)
+    with torch.no_grad():
+        states, logits = model.forward(ids, torch.ones_like(ids), [model.depth], logits=True)
+    torch.testing.assert_close(model.head(states[0]), logits, atol=1e-5, rtol=0)
 
 
 def test_a_model_without_keys_and_values_is_refused():
