@@ -89,7 +89,8 @@ class Race:
         waiting: list[Alive] = []
         for same in runs(start[others].tolist(), chunks.enough // self.time):
             waiting += self._open(self._begun(others[same]))
-            if sum(len(part.place) for part in waiting) * len(self.target) > chunks.enough:
+            held = sum(len(part.place) for part in waiting) * (self.time + len(self.target))
+            if held > chunks.enough:  # also a bound on the K/V in memory
                 self._finish(waiting)
                 waiting = []
         self._finish(waiting)
@@ -132,10 +133,9 @@ class Race:
             return
         place, first = (torch.cat([getattr(part, name) for part in still])
                         for name in ("place", "first"))  # fmt: skip
-        layers = joined([self._whole(part) for part in still], dim=0)
         rest, total = self.target[1:], first
         if rest:
-            work = partial(self._rest, layers)
+            work = partial(self._rest, joined([self._whole(part) for part in still], dim=0))
             parts = self.model.chunks.map(work, len(place), self.time + len(rest))
             total = first + torch.cat([terms for _, terms in parts]).cpu()
         self.losses[place] = total / len(self.target)
