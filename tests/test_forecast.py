@@ -159,7 +159,7 @@ def test_memory_is_within_a_factor_of_what_a_pass_holds():
     saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with saving:
         Slots.losses_of(slots, torch.arange(3), soft)
-    tokens = 3 * slots._longest(20)
+    tokens = 3 * slots.longest(20)
     said = Shape.of(model.network, CPU).held(tokens, every_block=True)
     measured = sum(size for size, _ in held.values())
     assert 1 / 2 < said / measured < 2
