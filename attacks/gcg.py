@@ -8,7 +8,7 @@ each normalised per position, and the sum of their losses.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Literal
@@ -86,9 +86,11 @@ class GCG:
         for step in range(1, self.steps + 1):
             part = slots.select(running)
             ids = search.stand[running]
-            gradient = token_gradient(part, model, ids)
+            table = model.embedding.float().T
+            # one row's (k, vocab) at a time: of all rows they take gigabytes on real vocabularies
+            gradients = (row @ table for row in embedding_gradient(part, model, ids))
             drawn = [generators[i] for i in running]
-            swaps = sample(gradient, ids, model.allowed, self, drawn, part.survives)
+            swaps = sample(gradients, ids, model.allowed, self, drawn, part.survives)
             losses = part.loss(swaps.ids, ids, self.prune).masked_fill(~swaps.real, math.inf)
             search.move(running, swaps.ids, losses, keep_best=self.buffer > 0)
             over = set(running) if step == self.steps else set()
@@ -215,15 +217,20 @@ class Swaps:
     real: Tensor
 
 
-def token_gradient(slots: Slots, model: ChatModel, ids: Tensor) -> Tensor:
-    """The gradient (n, k, vocab) of each row's loss in its one-hot tokens, in fp32."""
+def embedding_gradient(slots: Slots, model: ChatModel, ids: Tensor) -> Tensor:
+    """The gradient (n, k, d) of each row's loss in its tokens' embeddings, in fp32."""
     soft = model.embed(ids).float().requires_grad_()
     (gradient,) = torch.autograd.grad(slots.loss_of_embeddings(soft).sum(), soft)
-    return gradient @ model.embedding.float().T
+    return gradient
+
+
+def token_gradient(slots: Slots, model: ChatModel, ids: Tensor) -> Tensor:
+    """The gradient (n, k, vocab) of each row's loss in its one-hot tokens, in fp32."""
+    return embedding_gradient(slots, model, ids) @ model.embedding.float().T
 
 
 def sample(
-    gradient: Tensor,
+    gradients: Iterable[Tensor],
     ids: Tensor,
     allowed: Tensor,
     settings: GCG,
@@ -240,16 +247,17 @@ def sample(
     replaced by further draws of the same position, not by copies of the current suffix.
 
     Args:
-        gradient: (n, k, vocab).
+        gradients: (k, vocab) of each of n rows.
         ids: (n, k), where the rows stand.
         allowed: (vocab,) bool.
         survives: from ids (n, w, k) to bool (n, w).
     """
-    n, k, vocabulary = gradient.shape
-    scores = gradient.masked_fill(~allowed.to(gradient.device), math.inf)
-    scores = scores.scatter(2, ids.to(gradient.device)[..., None], math.inf)
-    values, top = scores.topk(min(settings.topk, vocabulary), dim=2, largest=False)
-    ids, top = ids.cpu(), top.cpu()  # (n, k, topk)
+    (n, k), ids = ids.shape, ids.cpu()
+    lowest = [
+        _lowest(gradient, row, allowed, settings.topk)
+        for gradient, row in zip(gradients, ids, strict=True)
+    ]
+    values, top = (torch.stack(part).cpu() for part in zip(*lowest, strict=True))  # (n, k, topk)
     limit = int(values.isfinite().sum(2).min())
     if limit == 0:
         raise Failure("no token is left to swap in, or the gradient is NaN")
@@ -278,6 +286,14 @@ def sample(
     chosen = _front(kept.view(n, -1))
     picked = candidates.gather(1, chosen[..., None].expand(-1, -1, k))
     return Swaps(picked, torch.arange(chosen.shape[1]) < kept.sum((1, 2))[:, None])
+
+
+def _lowest(gradient: Tensor, ids: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The least gradients (k, count) of allowed tokens other than ids (k,), and the tokens."""
+    scores = gradient.masked_fill(~allowed.to(gradient.device), math.inf)
+    scores = scores.scatter(1, ids.to(gradient.device)[:, None], math.inf)
+    values, tokens = scores.topk(min(count, len(allowed)), dim=1, largest=False)
+    return values, tokens
 
 
 def _front(chosen: Tensor) -> Tensor:
