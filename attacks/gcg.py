@@ -16,12 +16,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robench.batching import ahead
 from robench.errors import Failure
 from robench.model import ChatModel
 from robench.slots import Slots
 from robench.types import GAP, Attempt, Behavior, Context, Forecast, Lengths, user
 
 BEST, NEWEST = "best", "last"  # tags: the suffix of least loss, and the one where the search stands
+WAVE = 4  # behaviors that a GPU scores while the host draws the next ones' swaps
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,7 @@ class GCG:
         search = _Search(slots, self._start(slots, model, generators))
         running = list(range(len(behaviors)))
         for step in range(1, self.steps + 1):
-            part = slots.select(running)
-            ids = search.stand[running]
-            table = model.embedding.float().T
-            # one row's (k, vocab) at a time: of all rows they take gigabytes on real vocabularies
-            gradients = (row @ table for row in embedding_gradient(part, model, ids))
-            drawn = [generators[i] for i in running]
-            swaps = sample(gradients, ids, model.allowed, self, drawn, part.survives)
-            losses = part.loss(swaps.ids, ids, self.prune).masked_fill(~swaps.real, math.inf)
-            search.move(running, swaps.ids, losses, keep_best=self.buffer > 0)
+            self._step(search, running, [generators[i] for i in running])
             over = set(running) if step == self.steps else set()
             if step % self.every == 0 and not over:
                 over = self._successful(search, slots, running, behaviors, ctx)
@@ -102,6 +96,31 @@ class GCG:
             running = [i for i in running if i not in over]
             if not running:
                 return
+
+    def _step(
+        self, search: "_Search", running: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> None:
+        """Move the running rows; the host draws a wave's swaps while a GPU scores the one before.
+
+        Token gradients (k, vocab) are made row by row: together they take gigabytes.
+        """
+        slots, ids = search.slots.select(running), search.stand[running]
+        model = slots.model
+        gradient, table = embedding_gradient(slots, model, ids), model.embedding.float().T
+
+        def draw(wave: range) -> Swaps:
+            part, rows = slots.select(wave), slice(wave.start, wave.stop)
+            each = (row @ table for row in gradient[rows])
+            drawn = generators[rows]
+            return sample(each, ids[rows], model.allowed, self, drawn, part.survives)
+
+        size = _wave(model, len(ids))
+        waves = [range(i, min(i + size, len(ids))) for i in range(0, len(ids), size)]
+        for wave, swaps in zip(waves, ahead(draw, waves), strict=True):
+            rows = slice(wave.start, wave.stop)
+            losses = slots.select(wave).loss(swaps.ids, ids[rows], self.prune)
+            losses = losses.masked_fill(~swaps.real, math.inf)
+            search.move(running[rows], swaps.ids, losses, keep_best=self.buffer > 0)
 
     def forecast(self, lengths: Lengths) -> Forecast:
         """At most."""
@@ -215,6 +234,11 @@ class Swaps:
 
     ids: Tensor
     real: Tensor
+
+
+def _wave(model: ChatModel, rows: int) -> int:
+    """How many of the rows are scored at a time; a CPU has nothing to do the while."""
+    return rows if model.device.type == "cpu" else WAVE
 
 
 def embedding_gradient(slots: Slots, model: ChatModel, ids: Tensor) -> Tensor:

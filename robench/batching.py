@@ -1,6 +1,7 @@
 """Chunks that halve on out-of-memory and remember; passes side by side; padding."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -78,6 +79,21 @@ def side_by_side(
             return list(pool.map(alone, items))
     finally:
         torch.set_num_threads(threads)  # part of the setting is the process's
+
+
+def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """The results of `work` on each item in order, the next made while the last is used.
+
+    For work of the host that can be done while a GPU is busy.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(work, item) for item in items[:1])
+        for item in items[1:]:
+            result = coming.popleft().result()
+            coming.append(pool.submit(work, item))
+            yield result
+        for last in coming:
+            yield last.result()
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ ROW_OF = {f"robench.{room}": row for row, rooms in enumerate(ROWS) for room in r
 
 LIBRARIES = {"torch", "numpy"} | sys.stdlib_module_names
 PLUGINS = {
-    "attacks": {"errors", "types", "model", "slots", "chat", "probes"},
+    "attacks": {"errors", "types", "batching", "model", "slots", "chat", "probes"},
     "defenses": {"errors", "types", "model", "hooks", "corpus", "losses", "probes", "adapters"}
     | {"base_states"},
 }

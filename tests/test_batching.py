@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robench.batching import Chunks
+from robench.batching import Chunks, ahead
 
 
 def sizes(chunks: Chunks, rows: int, tokens: int) -> list[int]:
@@ -34,3 +34,26 @@ def test_what_ran_out_of_memory_stays_small():
     assert chunks.tokens <= 40
     with pytest.raises(torch.OutOfMemoryError):
         list(chunks.map(lambda part: work(slice(0, 9)), 1, 10))
+
+
+def test_ahead_keeps_the_order_and_is_one_ahead():
+    begun = []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        return i * i
+
+    results = ahead(work, range(4))
+    assert next(results) == 0
+    assert [*results] == [1, 4, 9] and begun == [0, 1, 2, 3]
+    assert [*ahead(work, [])] == []
+
+
+def test_what_fails_ahead_fails_in_its_turn():
+    def work(i: int) -> float:
+        return 1 / (2 - i)
+
+    results = ahead(work, range(4))
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -151,6 +151,21 @@ def test_pruning_changes_no_step():
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("wave", [1, 2, 3])
+def test_waves_of_behaviors_change_no_step(wave, monkeypatch):
+    """As a GPU takes them: the swaps of some are drawn while those before are scored."""
+    model, behaviors = tiny(), tiny_behaviors(3)
+    attack = GCG(steps=4, width=32, topk=16, init="!!!!", every=2)
+    whole = [(a.behavior.id, a.tag, a.prompt.ids, a.trace) for a in
+             attack.run(model, behaviors, tiny_context())]  # fmt: skip
+    monkeypatch.setattr(SOURCE, "_wave", lambda model, rows: wave)
+    waves = [(a.behavior.id, a.tag, a.prompt.ids, a.trace) for a in
+             attack.run(model, behaviors, tiny_context())]  # fmt: skip
+    assert [w[:3] for w in waves] == [w[:3] for w in whole]
+    for one, other in zip(waves, whole, strict=True):
+        assert one[3] == pytest.approx(other[3], abs=1e-5)
+
+
 def test_swaps_come_from_the_k_best():
     model, slots = make(n=1)
     ids = slots.spell("!!!!!")
