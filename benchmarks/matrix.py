@@ -29,8 +29,10 @@ def main() -> None:
         folder = Path(scratch) / "run"
         asked = ["--matrix", args.matrix, "--device", args.device, "--out", str(folder)]
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "robench", "run", *asked], check=True)
+        done = subprocess.run([sys.executable, "-m", "robench", "run", *asked], check=False)
         wall = time.perf_counter() - begin
+        if done.returncode:
+            sys.exit(done.returncode)  # the run has said why
         spent = phases(folder)
     seconds = spent.pivot_table("seconds", "phase", "defense", "sum", sort=False).fillna(0.0)
     total, tflop = seconds.sum(axis=1), spent.groupby("phase")["tflop"].sum()

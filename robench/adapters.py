@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from robench.config import as_dict, digest
 from robench.corpus import Batch, fingerprint
 from robench.errors import Failure
-from robench.folding import fold
-from robench.hooks import blocks, off
+from robench.folding import fold, off
+from robench.hooks import blocks
 from robench.model import ChatModel
 from robench.registry import source_digest
 from robench.training import Spent, descend

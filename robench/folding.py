@@ -1,10 +1,13 @@
-"""A LoRA adapter added to the fp32 weights that it sits on: no further products while it is on.
+"""Adapters off for a while; and a LoRA adapter added to the fp32 weights that it sits on.
 
+Folded, it costs no further products while it is on:
 h W' + s (h A') B' = h (W + s B A)', but for rounding; in 16 bits the sum would lose of the adapter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,3 +58,34 @@ def fold(adapter: Any) -> Folded | None:
     folded = Folded(weights)
     folded.put(on=True)
     return folded
+
+
+@contextmanager
+def off(adapter: Any) -> Iterator[None]:
+    """An adapter off, folded or peft's; parameters stay as they were: peft lets gradients in.
+
+    peft's own `disable_adapter` also takes stock of the whole model, 4 ms each time.
+    """
+    if isinstance(adapter, Folded):
+        adapter.put(on=False)
+        try:
+            yield
+        finally:
+            adapter.put(on=True)
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    layers = [m for m in adapter.modules() if isinstance(m, kinds) and not m.disable_adapters]
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    trained = [parameter.requires_grad for parameter in parameters]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, wanted in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(wanted)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.folding import Folded
 from robench.types import LAST, PAD, PROMPT, REPLY, Edit
 
 # (an edit, the rows of the batch that it sees)
@@ -73,37 +72,6 @@ def kept(
         for layer in layers:
             stack.enter_context(_hooked(network, layer, keep(layer)))
         yield states
-
-
-@contextmanager
-def off(adapter: Any) -> Iterator[None]:
-    """An adapter off, folded or peft's; parameters stay as they were: peft lets gradients in.
-
-    peft's own `disable_adapter` also takes stock of the whole model, 4 ms each time.
-    """
-    if isinstance(adapter, Folded):
-        adapter.put(on=False)
-        try:
-            yield
-        finally:
-            adapter.put(on=True)
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    layers = [m for m in adapter.modules() if isinstance(m, kinds) and not m.disable_adapters]
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    trained = [parameter.requires_grad for parameter in parameters]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, wanted in zip(parameters, trained, strict=True):
-            parameter.requires_grad_(wanted)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Distances, means, hinge and KL: pure tensor functions that several defenses share, fp32 inside.
+"""Distances, means, hinge, KL and cross-entropy: pure functions that methods share, fp32 inside.
 
 States are (layers, batch, time, d) with a mask (batch, time); tokens that were gathered before come
 as (layers, tokens, d) with a mask (tokens,) or None, which lets every token count.
@@ -21,6 +21,14 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     chosen = mask.to(values.dtype).expand_as(values)
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (batch, time) of labels (batch, time), logits (batch, time, vocab), in fp32."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), reduction="none"
+    )
+    return flat.view(labels.shape)
 
 
 def centroid(states: Tensor, mask: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from robench.batching import Chunks, pad_left, pad_right
 from robench.chat import Chat, common, fill
 from robench.errors import Failure, InputError
+from robench.folding import off
 from robench.hooks import (
     Placed,
     at_depth,
@@ -27,7 +28,6 @@ from robench.hooks import (
     edited,
     kept,
     number,
-    off,
     prompt_roles,
     replaced,
     selected,

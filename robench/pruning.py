@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench.batching import side_by_side
 from robench.candidates import Candidates, runs
 from robench.hooks import target_roles
+from robench.losses import token_losses
 from robench.prefix import Layers, joined
 from robench.shared_prefix import following, newest
 from robench.types import REPLY
@@ -176,8 +177,5 @@ class Race:
 
 
 def _terms(logits: Tensor, target: Sequence[int]) -> Tensor:
-    """Cross-entropy (b, time) of the target's tokens, in fp32."""
-    labels = torch.tensor(target, device=logits.device).expand(len(logits), -1)
-    return nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), reduction="none"
-    ).view(labels.shape)
+    """The losses (b, time) of a target's tokens."""
+    return token_losses(logits, torch.tensor(target, device=logits.device).expand(len(logits), -1))

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench.batching import pad_right
 from robench.candidates import Candidates
 from robench.chat import Seams, fill
 from robench.errors import Failure
 from robench.hooks import target_roles
+from robench.losses import token_losses
 from robench.prefix import Prefix
 from robench.types import Edit, Message, Prompt
 
@@ -233,9 +234,7 @@ def target_loss(
     if len(set(first)) > 1:
         kept = torch.searchsorted(needed, at).to(embeds.device)
         logits = logits.gather(1, kept[..., None].expand(-1, -1, logits.shape[-1]))
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), reduction="none"
-    ).view(labels.shape)
+    losses = token_losses(logits, labels)
     return (losses * real).sum(1) / real.sum(1)
 
 

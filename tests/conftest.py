@@ -1,10 +1,14 @@
 """What all tests share: one thread (tiny models are slower on many), and where real data is."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+
+from robench import training
 
 torch.set_num_threads(1)
 
@@ -16,3 +20,24 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("ROBENCH_TEST_DATA is not set: no real data here")
     return Path(folder)
+
+
+@pytest.fixture
+def killed(monkeypatch) -> Callable[..., AbstractContextManager[None]]:
+    """`with killed(n):` the training inside dies behind its n-th checkpoint."""
+
+    @contextmanager
+    def dying(checkpoints: int = 1) -> Iterator[None]:
+        save, saved = training._save, []
+
+        def write(*args) -> None:
+            save(*args)
+            saved.append(args)
+            if len(saved) == checkpoints:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(training, "_save", write)
+            yield
+
+    return dying

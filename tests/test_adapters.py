@@ -31,25 +31,15 @@ def train(name, folder, model=None, **settings):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatch):
+def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatch, killed):
     """With dropout on: every generator has to come back, too."""
     monkeypatch.setattr(training, "EVERY", 2)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     expected = train(name, tmp_path / "whole")
-    save, saved = training._save, []
-
-    def dying(*args):
-        save(*args)
-        saved.append(1)
-        if len(saved) == 2:  # behind step 4
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "_save", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with killed(2):  # behind step 4
         train(name, tmp_path / "killed")
     assert not (tmp_path / "killed" / "cache").exists()
-    monkeypatch.setattr(training, "_save", save)
     model = tiny()
     steps = []
     backward = type(goal_of(name, model)).backward
@@ -160,18 +150,10 @@ def test_the_undefended_view_leaves_no_gradients_to_the_adapter(tmp_path, monkey
         assert not any(p.requires_grad for p in target.adapter.parameters())
 
 
-def test_another_base_model_does_not_continue_a_training(tmp_path, monkeypatch):
+def test_another_base_model_does_not_continue_a_training(tmp_path, monkeypatch, killed):
     monkeypatch.setattr(training, "EVERY", 2)
-    save = training._save
-
-    def dying(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "_save", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with killed():
         train("benign_lora", tmp_path, replace(tiny(), identity="one"))
-    monkeypatch.setattr(training, "_save", save)
     interrupted = train("benign_lora", tmp_path, replace(tiny(seed=1), identity="two"))
     (tmp_path / "whole").mkdir()
     assert interrupted == train("benign_lora", tmp_path / "whole", tiny(seed=1))

@@ -103,20 +103,12 @@ def train(defense, folder):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_training_is_the_same_with_and_without(name, tmp_path, monkeypatch):
+def test_a_training_is_the_same_with_and_without(name, tmp_path, monkeypatch, killed):
     """And a killed one, too, byte for byte: dropout is on where a defense has it."""
     monkeypatch.setattr(training, "EVERY", 3)
     states, record, expected = train(settings(name), tmp_path / "kept")
-    save = training._save
-
-    def dying(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "_save", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with killed():
         train(settings(name), tmp_path / "killed")
-    monkeypatch.setattr(training, "_save", save)
     assert train(settings(name), tmp_path / "killed")[2] == expected
     monkeypatch.setattr(base_states, "BUDGET", 0)
     others, other, _ = train(settings(name), tmp_path / "anew")

@@ -9,7 +9,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from robench import decoding
 from robench.errors import Failure
-from robench.hooks import off
+from robench.folding import off
 from robench.model import ChatModel, Reply
 from robench.testing import FAMILIES, tiny
 from robench.types import GAP, LAST, PAD, PROMPT, REPLY, Prompt, user
