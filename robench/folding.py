@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+BUDGET = 2**30  # bytes that the second values of folded weights may take
+
 
 @dataclass(frozen=True)
 class Folded:
@@ -32,7 +34,8 @@ class Folded:
 def fold(adapter: Any) -> Folded | None:
     """The adapter of a peft model, taken off it and added to the weights.
 
-    None, with nothing changed, where it is more than the low-rank products of linear maps in fp32.
+    None, with nothing changed, where it is more than the low-rank products of linear maps in fp32,
+    or the weights are beyond BUDGET: large models gain little, and would need twice their room.
     """
     from peft.tuners.lora.layer import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -52,6 +55,8 @@ def fold(adapter: Any) -> Folded | None:
         if special or len(names) != 1 or weight.dtype != torch.float32 or weight is embedding:
             return None
         found.append((module, weight, names[0]))
+    if sum(weight.nbytes for _, weight, _ in found) > BUDGET:
+        return None
     with torch.no_grad():
         weights = tuple((w, w.data, w + module.get_delta_weight(name)) for module, w, name in found)
     adapter.unload()

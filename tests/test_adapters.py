@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from robench import adapters, training
+from robench import adapters, folding, training
 from robench.adapters import CARD, RECORD, Recipe
 from robench.errors import Failure
 from robench.folding import Folded, fold
@@ -132,6 +132,16 @@ def test_what_is_more_than_low_rank_products_is_not_folded(special):
     after = adapter.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_large_weights_are_not_folded(monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    adapter = get_peft_model(tiny().network, LoraConfig(target_modules=["q_proj"]))
+    monkeypatch.setattr(folding, "BUDGET", 100)
+    assert fold(adapter) is None
+    monkeypatch.undo()
+    assert fold(adapter) is not None
 
 
 def test_sixteen_bit_weights_are_not_folded():
