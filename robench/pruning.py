@@ -25,6 +25,7 @@ from robench.shared_prefix import following, newest
 from robench.types import REPLY
 
 SAMPLE = 16  # candidates of a row, from all places, that tell whether others can be spared
+LEAD = 64  # candidates read to the end at a time, most promising first: others may be spared
 WORTH = 0.25  # the share of them that would have been spared, from which pruning pays
 
 
@@ -84,7 +85,7 @@ class Race:
         begun = self._begun(sample)
         self._finish(begun)
         left = torch.zeros_like(start, dtype=torch.bool)
-        if torch.cat([self._worse(part) for part in begun]).float().mean() < WORTH:
+        if torch.cat([self._worse(part.first) for part in begun]).float().mean() < WORTH:
             left[others] = True
             return left
         waiting: list[Alive] = []
@@ -97,14 +98,14 @@ class Race:
         self._finish(waiting)
         return left
 
-    def _worse(self, part: Alive) -> Tensor:
-        """Which candidates (b,) cannot be the best, by their first terms; one that is NaN may."""
+    def _worse(self, first: Tensor) -> Tensor:
+        """Which candidates cannot be the best, by their first terms (b,); one that is NaN may."""
         slack = 16 * torch.finfo(self.model.dtype).eps  # a shorter pass rounds differently
-        return (part.first - slack) / len(self.target) > self.losses.min()
+        return (first - slack) / len(self.target) > self.losses.min()
 
     def _open(self, parts: Sequence[Alive]) -> list[Alive]:
         """Those of the parts that may be the best."""
-        chosen = [part.select(~self._worse(part)) for part in parts]
+        chosen = [part.select(~self._worse(part.first)) for part in parts]
         return [part for part in chosen if len(part.place)]
 
     def _begun(self, places: Tensor) -> list[Alive]:
@@ -128,18 +129,25 @@ class Race:
         return Alive(places, first, floor, newest(options["past_key_values"], time))
 
     def _finish(self, waiting: Sequence[Alive]) -> None:
-        """Read the target's other terms of those that still may be the best."""
+        """Read the target's other terms of those that still may be the best, by their first."""
         still = self._open(waiting)
         if not still:
             return
         place, first = (torch.cat([getattr(part, name) for part in still])
                         for name in ("place", "first"))  # fmt: skip
-        rest, total = self.target[1:], first
-        if rest:
-            work = partial(self._rest, joined([self._whole(part) for part in still], dim=0))
-            parts = self.model.chunks.map(work, len(place), self.time + len(rest))
-            total = first + torch.cat([terms for _, terms in parts]).cpu()
-        self.losses[place] = total / len(self.target)
+        rest = self.target[1:]
+        if not rest:
+            self.losses[place] = first
+            return
+        layers = joined([self._whole(part) for part in still], dim=0)
+        for some in first.argsort().split(LEAD):
+            alive = some[~self._worse(first[some])]
+            work = partial(self._rest, layers, alive)
+            parts = self.model.chunks.map(work, len(alive), self.time + len(rest))
+            for part, terms in parts:
+                self.losses[place[alive[part]]] = (first[alive[part]] + terms.cpu()) / len(
+                    self.target
+                )
 
     def _whole(self, part: Alive) -> Layers:
         """K and V of the whole gap and what is behind it, the row's own tokens in front."""
@@ -154,10 +162,10 @@ class Race:
         shared = [(theirs(k), theirs(v)) for k, v in every.prefix.layers]
         return joined([shared, part.layers], dim=2)
 
-    def _rest(self, layers: Layers, part: slice) -> Tensor:
-        """The sum (b,) of a part's terms behind the first."""
-        behind, read = [(k[part], v[part]) for k, v in layers], self.target[:-1]
-        b = part.stop - part.start
+    def _rest(self, layers: Layers, chosen: Tensor, part: slice) -> Tensor:
+        """The sum (b,) of the terms behind the first, of a part of those `chosen`."""
+        rows, b, read = chosen[part], part.stop - part.start, self.target[:-1]
+        behind = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in layers]
         embeds = self.model.embed(torch.tensor(read)).expand(b, -1, -1)
         prefix, owner = self.candidates.prefix.without(self.candidates.read), [self.row] * b
         with following(self.model, prefix, owner, len(read), behind) as options:

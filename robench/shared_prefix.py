@@ -4,7 +4,8 @@ A cache of transformers joins prefix and new tokens, so every row of a pass gets
 prefix in every block. Here the queries of all rows are one sequence to the prefix, new tokens are
 attended to row by row, and the two softmaxes are joined by the log-sum-exps of their scores, which
 is exact (Hydragen, arXiv:2402.05099, section 3). The kernels keep no scores: nothing of the size
-rows x heads x time x prefix is in memory.
+rows x heads x time x prefix is in memory. On a CPU they are slow where a row has few keys: there
+one softmax of all scores is taken.
 
 They let no gradient through a log-sum-exp: passes with gradients copy, and have a prefix per row.
 """
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 NAME = "robench_shared_prefix"
 # Whose attention is softmax(q k) v of what the cache returns: no sinks, no biases, no chunks.
 FAMILIES = ("gemma", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
+
+FEW = 64  # keys of a row up to which a CPU takes one softmax of them all
 
 _LOCK = Lock()
 _SWITCHED: dict[int, tuple[int, str]] = {}  # by config: passes inside, and the attention before
@@ -62,7 +65,7 @@ def following(
         keys, values = (tensor[owner[0], None, :, -length:] for tensor in pair)
         cache.layers.append(_Standing(keys, values, behind[i] if behind else None, keep))
     begin = length + since
-    positions = torch.arange(begin, begin + time, device=model.device).expand(len(owner), -1)
+    positions = torch.arange(begin, begin + time, device=model.device)[None]  # of every row
     with _switched(model.network.config):
         yield {"position_ids": positions, "past_key_values": cache}
 
@@ -102,8 +105,10 @@ def admits(
 
 
 def pays(model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int) -> bool:
-    """Whether a second kernel is worth the copies: measured on the CPU, see benchmarks/NOTES.md."""
-    return len(owner) > 1 and (model.device.type == "cuda" or prefix.lengths[owner[0]] >= time)
+    """Whether two parts cost less than the copies: measured on the CPU, benchmarks/NOTES.md."""
+    length = prefix.lengths[owner[0]]
+    short = model.dtype == torch.float32 and length + time <= FEW
+    return len(owner) > 1 and (model.device.type == "cuda" or length >= time or short)
 
 
 def _has_kernel(keys: Tensor) -> bool:
@@ -180,6 +185,13 @@ def attention(
         usual = AttentionInterface()["sdpa"]
         return usual(module, query, key, value, attention_mask, scaling=scaling, **how)
     b, heads, time, _ = query.shape
+    keys = sum(k.shape[2] for k in key)
+    if (
+        keys <= FEW
+        and query.device.type == "cpu"
+        and query.dtype == value[0].dtype == torch.float32
+    ):
+        return _at_once(query, key, value, scaling), None
     groups = heads // key[0].shape[1]
     *parts, (new_key, new_value) = (
         (k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1))
@@ -197,6 +209,33 @@ def attention(
         near = near.to(share.dtype).lerp(far.to(share.dtype), share)
         near_sum = torch.logaddexp(near_sum, far_sum)
     return near.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _at_once(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float
+) -> Tensor:
+    """Attention (b, time, heads, d) by one softmax of the scores of all parts.
+
+    Heads come first, so that all rows' queries are one matrix to a part that is every row's.
+    """
+    time, d, kv_heads = *query.shape[2:], keys[0].shape[1]
+
+    def by_head(tensor: Tensor, rows: int) -> Tensor:  # (kv_heads * rows, tokens, d)
+        return tensor.transpose(0, 1).reshape(kv_heads * rows, -1, d)
+
+    grouped = query.unflatten(1, (kv_heads, -1))  # (b, kv_heads, groups, time, d)
+    scores = [
+        torch.bmm(by_head(grouped, len(part)), by_head(part, len(part)).mT)
+        .view(kv_heads, len(query), -1, time, part.shape[2])
+        for part in keys
+    ]  # fmt: skip
+    scores[-1] += query.new_full((time, time), -torch.inf).triu(1)
+    shares = torch.cat(scores, dim=-1).mul_(scale).softmax(-1)
+    out = torch.zeros_like(grouped.transpose(0, 1), memory_format=torch.contiguous_format)
+    for share, part in zip(shares.split([k.shape[2] for k in keys], -1), values, strict=True):
+        weights = share.reshape(kv_heads * len(part), -1, part.shape[2])
+        out += torch.bmm(weights, by_head(part, len(part))).view_as(out)
+    return out.permute(1, 3, 0, 2, 4).flatten(2, 3).contiguous()
 
 
 def _attend(

@@ -12,7 +12,7 @@ from robench import shared_prefix
 from robench.chat import Chat
 from robench.model import ChatModel
 from robench.prefix import Prefix
-from robench.shared_prefix import NAME, admits, attention, following, newest
+from robench.shared_prefix import FEW, NAME, admits, attention, following, newest, pays
 from robench.slots import Slots
 from robench.testing import tiny
 from robench.types import GAP, LAST, PROMPT, REPLY, Prompt, user
@@ -169,9 +169,15 @@ def test_likelihoods_behind_what_all_prompts_begin_with(calls):
 # The formula
 
 
+@pytest.fixture(params=[0, shared_prefix.FEW], ids=["kernels", "at once"])
+def either(request, monkeypatch) -> None:
+    """Both ways to attend on a CPU."""
+    monkeypatch.setattr(shared_prefix, "FEW", request.param)
+
+
 @pytest.mark.parametrize("tilt", [0.0, 30.0, -30.0])
 @pytest.mark.parametrize("kv", [1, 2, 4])
-def test_attention_is_one_softmax_over_prefix_and_new_tokens(kv, tilt):
+def test_attention_is_one_softmax_over_prefix_and_new_tokens(kv, tilt, either):
     """Also where nearly all weight, e^30 to 1, is on either part."""
     generator = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
@@ -193,7 +199,7 @@ def test_attention_is_one_softmax_over_prefix_and_new_tokens(kv, tilt):
     assert found.is_contiguous()
 
 
-def test_attention_to_what_each_row_has_read_since():
+def test_attention_to_what_each_row_has_read_since(either):
     generator = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     b, heads, time, d = 3, 4, 5, 8
@@ -272,9 +278,9 @@ def test_the_cache_tells_the_truth_and_returns_the_new_part_as_it_came():
                 assert came is tensor
                 assert old.data_ptr() == own.data_ptr() and old.shape == (1, 2, 40, 8)
         positions = options["position_ids"]
-    assert positions.tolist() == [[40, 41, 42, 43, 44]] * 3
+    assert positions.tolist() == [[40, 41, 42, 43, 44]]
     usual = prefix.options([0, 0, 0], 5, model.device)["position_ids"]
-    assert torch.equal(positions, usual)
+    assert torch.equal(positions.expand(3, -1), usual)
 
 
 def test_a_shorter_row_is_read_without_its_padding(calls):
@@ -345,15 +351,33 @@ def test_not_for_code_that_comes_with_a_model():
     assert not asked(model)
 
 
-def test_on_the_cpu_where_the_prefix_is_not_the_shorter_part(calls):
+def test_on_the_cpu_where_keys_are_few_or_the_prefix_is_not_the_shorter_part(monkeypatch):
     model = made("llama")
-    short = gap_of(model, "Why")
-    length, tail = short._prefix.lengths[0], short.longest(4)
-    assert 0 < length < tail
-    short.loss(draw(model, 1, 6, 4))
+
+    def worth(length: int, time: int, rows: int = 2) -> bool:
+        return pays(model, Prefix((length,), ()), [0] * rows, time)
+
+    assert worth(1, FEW - 1) and not asked(2, FEW - 1)  # few
+    assert worth(FEW, FEW) and not asked(FEW - 1, FEW)
+    assert not worth(FEW, 1, rows=1)  # nothing to share
+    monkeypatch.setattr(type(model), "dtype", torch.bfloat16)
+    assert worth(8, 8) and not asked(7, 8)  # one softmax of all scores is for fp32
+
+
+def test_few_keys_are_attended_to_at_once(calls, monkeypatch):
+    model = made("llama")
+    slots, ids = gap_of(model, "Why"), draw(model, 1, 6, 4)
+    assert 0 < slots._prefix.lengths[0] < FEW - slots.longest(4)
+    once = slots.loss(ids)
     assert not calls
-    gap_of(model).loss(draw(model, 1, 1, 4))  # one row: nothing to share
-    assert not calls
+    monkeypatch.setattr(shared_prefix, "FEW", 0)
+    monkeypatch.setattr(shared_prefix, "pays", lambda *args: True)
+    torch.testing.assert_close(once, slots.loss(ids), atol=1e-5, rtol=0)
+    assert calls
+    before = len(calls)
+    copying(monkeypatch)
+    torch.testing.assert_close(once, slots.loss(ids), atol=1e-5, rtol=0)
+    assert len(calls) == before
 
 
 # What it leaves behind
