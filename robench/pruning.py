@@ -26,7 +26,7 @@ from robench.types import REPLY
 
 SAMPLE = 16  # candidates of a row, from all places, that tell whether others can be spared
 LEAD = 64  # candidates read to the end at a time, most promising first: others may be spared
-WORTH = 0.25  # the share of them that would have been spared, from which pruning pays
+WORTH = 0.5  # the share of them that would have been spared, from which pruning pays
 
 
 def best(candidates: Candidates) -> Tensor:
@@ -82,10 +82,10 @@ class Race:
         order = start.argsort(stable=True)
         drawn = torch.arange(len(order)) % max(1, len(order) // SAMPLE) == 0
         sample, others = order[drawn], order[~drawn]
-        begun = self._begun(sample)
-        self._finish(begun)
+        terms = self._through(sample)
+        self.losses[sample] = terms.mean(1)
         left = torch.zeros_like(start, dtype=torch.bool)
-        if torch.cat([self._worse(part.first) for part in begun]).float().mean() < WORTH:
+        if self._worse(terms[:, 0]).float().mean() < WORTH:
             left[others] = True
             return left
         waiting: list[Alive] = []
@@ -108,6 +108,16 @@ class Race:
         chosen = [part.select(~self._worse(part.first)) for part in parts]
         return [part for part in chosen if len(part.place)]
 
+    def _through(self, places: Tensor) -> Tensor:
+        """The terms (b, target) of candidates, in order of where they change, all read at once."""
+        floor = int(self.candidates.start[self.row, places[0]])
+        tokens = self.time - floor + len(self.target) - 1
+
+        def work(part: slice) -> Tensor:
+            return self._terms(places[part], floor, self.target[:-1])[0].cpu()
+
+        return torch.cat([terms for _, terms in self.model.chunks.map(work, len(places), tokens)])
+
     def _begun(self, places: Tensor) -> list[Alive]:
         """Read candidates, in order of where they change, up to the target's first term."""
         floor = int(self.candidates.start[self.row, places[0]])
@@ -116,17 +126,23 @@ class Race:
 
     def _begin(self, places: Tensor, floor: int, part: slice) -> Alive:
         """Read a part of some candidates, none of which changes in front of `floor`."""
-        places, every = places[part], self.candidates
+        terms, cache = self._terms(places[part], floor, [])
+        return Alive(places[part], terms[:, 0].cpu(), floor, newest(cache, self.time - floor))
+
+    def _terms(self, places: Tensor, floor: int, read: list[int]) -> tuple[Tensor, Any]:
+        """Terms (b, 1 + read) of the target whose tokens `read` are read behind candidates.
+
+        And the cache of the pass. No candidate changes in front of `floor`.
+        """
+        every, before = self.candidates, self.time - floor
         gap = self.model.embed(every.ids[self.row, places, floor:])
-        after = self.model.embed(torch.tensor(self.after, dtype=torch.long))
-        embeds = torch.cat([gap, after.expand(len(places), -1, -1)], dim=1)
-        prefix, time = every.prefix.without(every.read - floor), self.time - floor
-        roles = target_roles(torch.tensor([time - 1]), torch.tensor([time]), time)
-        owner = [self.row] * len(places)
-        with following(self.model, prefix, owner, time, keep=True) as options:
-            logits = self._read(embeds, roles, options, 1)
-        first = _terms(logits, self.target[:1])[:, 0].cpu()
-        return Alive(places, first, floor, newest(options["past_key_values"], time))
+        behind = self.model.embed(torch.tensor([*self.after, *read], dtype=torch.long))
+        embeds = torch.cat([gap, behind.expand(len(places), -1, -1)], dim=1)
+        prefix, time = every.prefix.without(every.read - floor), before + len(read)
+        roles = target_roles(torch.tensor([before - 1]), torch.tensor([time]), time)
+        with following(self.model, prefix, [self.row] * len(places), time, keep=True) as options:
+            logits = self._read(embeds, roles, options, 1 + len(read))
+        return _losses(logits, self.target[: 1 + len(read)]), options["past_key_values"]
 
     def _finish(self, waiting: Sequence[Alive]) -> None:
         """Read the target's other terms of those that still may be the best, by their first."""
@@ -145,9 +161,8 @@ class Race:
             work = partial(self._rest, layers, alive)
             parts = self.model.chunks.map(work, len(alive), self.time + len(rest))
             for part, terms in parts:
-                self.losses[place[alive[part]]] = (first[alive[part]] + terms.cpu()) / len(
-                    self.target
-                )
+                total = first[alive[part]] + terms.cpu()
+                self.losses[place[alive[part]]] = total / len(self.target)
 
     def _whole(self, part: Alive) -> Layers:
         """K and V of the whole gap and what is behind it, the row's own tokens in front."""
@@ -170,7 +185,7 @@ class Race:
         prefix, owner = self.candidates.prefix.without(self.candidates.read), [self.row] * b
         with following(self.model, prefix, owner, len(read), behind) as options:
             logits = self._read(embeds, torch.full((1, len(read)), REPLY), options, 0)
-        return _terms(logits, self.target[1:]).sum(1)
+        return _losses(logits, self.target[1:]).sum(1)
 
     def _read(self, embeds: Tensor, roles: Tensor, options: dict[str, Any], rows: int) -> Tensor:
         """The logits of the last `rows` tokens, or of all with 0."""
@@ -184,6 +199,6 @@ class Race:
         return output.logits.to(embeds.device)
 
 
-def _terms(logits: Tensor, target: Sequence[int]) -> Tensor:
+def _losses(logits: Tensor, target: Sequence[int]) -> Tensor:
     """The losses (b, time) of a target's tokens."""
     return token_losses(logits, torch.tensor(target, device=logits.device).expand(len(logits), -1))
