@@ -68,8 +68,7 @@ class Prefix:
 
     def select(self, indices: Sequence[int]) -> Prefix:
         where = torch.tensor(list(indices), dtype=torch.long)
-        layers = tuple((k[where.to(k.device)], v[where.to(v.device)]) for k, v in self.layers)
-        return Prefix(tuple(self.lengths[i] for i in indices), layers)
+        return Prefix(tuple(self.lengths[i] for i in indices), tuple(picked(self.layers, where)))
 
     def options(
         self, owner: Sequence[int], time: int, device: torch.device, behind: Layers = ()
@@ -104,6 +103,12 @@ class Prefix:
             columns = torch.arange(longest + since + time)
             options["attention_mask"] = (columns >= longest - lengths[:, None]).long().to(device)
         return options
+
+
+def picked(layers: Layers, rows: Tensor) -> Layers:
+    """K and V of each block, of some rows; their numbers go to each device once."""
+    where = {device: rows.to(device) for device in {keys.device for keys, _ in layers}}
+    return [(k[where[k.device]], v[where[v.device]]) for k, v in layers]
 
 
 def joined(parts: Sequence[Layers], dim: int) -> Layers:

@@ -20,7 +20,7 @@ from robench.batching import side_by_side
 from robench.candidates import Candidates, runs
 from robench.hooks import target_roles
 from robench.losses import token_losses
-from robench.prefix import Layers, joined
+from robench.prefix import Layers, joined, picked
 from robench.shared_prefix import following, newest
 from robench.types import REPLY
 
@@ -61,8 +61,7 @@ class Alive:
         if chosen.all():
             return self
         where = chosen.nonzero().squeeze(1)
-        layers = [(k[where.to(k.device)], v[where.to(v.device)]) for k, v in self.layers]
-        return Alive(self.place[where], self.first[where], self.floor, layers)
+        return Alive(self.place[where], self.first[where], self.floor, picked(self.layers, where))
 
 
 class Race:
@@ -179,8 +178,7 @@ class Race:
 
     def _rest(self, layers: Layers, chosen: Tensor, part: slice) -> Tensor:
         """The sum (b,) of the terms behind the first, of a part of those `chosen`."""
-        rows, b, read = chosen[part], part.stop - part.start, self.target[:-1]
-        behind = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in layers]
+        b, read, behind = part.stop - part.start, self.target[:-1], picked(layers, chosen[part])
         embeds = self.model.embed(torch.tensor(read)).expand(b, -1, -1)
         prefix, owner = self.candidates.prefix.without(self.candidates.read), [self.row] * b
         with following(self.model, prefix, owner, len(read), behind) as options:

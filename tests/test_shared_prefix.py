@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robench import shared_prefix
+from robench import pruning, shared_prefix
 from robench.chat import Chat
 from robench.model import ChatModel
 from robench.prefix import Prefix
@@ -144,6 +144,8 @@ def test_losses_under_autocast(calls, monkeypatch):
 
 
 def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
+    monkeypatch.setattr(pruning, "WORTH", 0)
+    monkeypatch.setattr(pruning, "SAMPLE", 3)
     model = made("llama")
     parent = draw(model, 1, 6)
     ids = parent[:, None].repeat(1, 12, 1)
@@ -357,11 +359,11 @@ def test_on_the_cpu_where_keys_are_few_or_the_prefix_is_not_the_shorter_part(mon
     def worth(length: int, time: int, rows: int = 2) -> bool:
         return pays(model, Prefix((length,), ()), [0] * rows, time)
 
-    assert worth(1, FEW - 1) and not asked(2, FEW - 1)  # few
-    assert worth(FEW, FEW) and not asked(FEW - 1, FEW)
+    assert worth(1, FEW - 1) and not worth(2, FEW - 1)  # few
+    assert worth(FEW, FEW) and not worth(FEW - 1, FEW)
     assert not worth(FEW, 1, rows=1)  # nothing to share
     monkeypatch.setattr(type(model), "dtype", torch.bfloat16)
-    assert worth(8, 8) and not asked(7, 8)  # one softmax of all scores is for fp32
+    assert worth(8, 8) and not worth(7, 8)  # one softmax of all scores is for fp32
 
 
 def test_few_keys_are_attended_to_at_once(calls, monkeypatch):
