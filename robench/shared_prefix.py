@@ -185,12 +185,8 @@ def attention(
         usual = AttentionInterface()["sdpa"]
         return usual(module, query, key, value, attention_mask, scaling=scaling, **how)
     b, heads, time, _ = query.shape
-    keys = sum(k.shape[2] for k in key)
-    if (
-        keys <= FEW
-        and query.device.type == "cpu"
-        and query.dtype == value[0].dtype == torch.float32
-    ):
+    few = query.device.type == "cpu" and sum(k.shape[2] for k in key) <= FEW
+    if few and all(tensor.dtype == torch.float32 for tensor in (query, *value)):
         return _at_once(query, key, value, scaling), None
     groups = heads // key[0].shape[1]
     *parts, (new_key, new_value) = (

@@ -133,14 +133,15 @@ def test_losses_under_an_adapter(calls, monkeypatch):
     torch.testing.assert_close(once, gap_of(model).loss(ids), atol=1e-5, rtol=0)
 
 
-def test_losses_under_autocast(calls, monkeypatch):
+@pytest.mark.parametrize("text", ["Why", LONG])
+def test_losses_under_autocast(text, calls, monkeypatch):
     """A defense's context may be one: values are then of another type than queries and keys."""
     model = replace(made("llama"), around=partial(torch.autocast, "cpu", torch.bfloat16))
     ids = draw(model, 1, 6, 4)
-    once = gap_of(model).loss(ids)
+    once = gap_of(model, text).loss(ids)
     assert calls
     copying(monkeypatch)
-    torch.testing.assert_close(once, gap_of(model).loss(ids), atol=5e-2, rtol=0)
+    torch.testing.assert_close(once, gap_of(model, text).loss(ids), atol=5e-2, rtol=0)
 
 
 def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
