@@ -82,7 +82,7 @@ class Prefix:
                 since; none where that is nothing.
         """
         lengths = torch.tensor([self.lengths[i] for i in owner])
-        since = behind[0][0].shape[2] if behind else 0
+        since = tokens(behind)
         positions = lengths[:, None] + since + torch.arange(time)
         options: dict[str, Any] = {"position_ids": positions.to(device)}
         longest = int(lengths.max())
@@ -103,6 +103,11 @@ class Prefix:
             columns = torch.arange(longest + since + time)
             options["attention_mask"] = (columns >= longest - lengths[:, None]).long().to(device)
         return options
+
+
+def tokens(layers: Layers) -> int:
+    """How many tokens K and V are of."""
+    return layers[0][0].shape[2] if layers else 0
 
 
 def picked(layers: Layers, rows: Tensor) -> Layers:

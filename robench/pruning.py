@@ -140,8 +140,8 @@ class Race:
         prefix, time = every.prefix.without(every.read - floor), before + len(read)
         roles = target_roles(torch.tensor([before - 1]), torch.tensor([time]), time)
         with following(self.model, prefix, [self.row] * len(places), time, keep=True) as options:
-            logits = self._read(embeds, roles, options, 1 + len(read))
-        return _losses(logits, self.target[: 1 + len(read)]), options["past_key_values"]
+            terms = self._read(embeds, roles, options, self.target[: 1 + len(read)])
+        return terms, options["past_key_values"]
 
     def _finish(self, waiting: Sequence[Alive]) -> None:
         """Read the target's other terms of those that still may be the best, by their first."""
@@ -182,21 +182,19 @@ class Race:
         embeds = self.model.embed(torch.tensor(read)).expand(b, -1, -1)
         prefix, owner = self.candidates.prefix.without(self.candidates.read), [self.row] * b
         with following(self.model, prefix, owner, len(read), behind) as options:
-            logits = self._read(embeds, torch.full((1, len(read)), REPLY), options, 0)
-        return _losses(logits, self.target[1:]).sum(1)
+            roles = torch.full((1, len(read)), REPLY)
+            return self._read(embeds, roles, options, self.target[1:]).sum(1)
 
-    def _read(self, embeds: Tensor, roles: Tensor, options: dict[str, Any], rows: int) -> Tensor:
-        """The logits of the last `rows` tokens, or of all with 0."""
+    def _read(
+        self, embeds: Tensor, roles: Tensor, options: dict[str, Any], target: list[int]
+    ) -> Tensor:
+        """The losses (b, target) of `target`, which the last tokens predict."""
         output = self.model.run(
             embeds,
             roles.expand(len(embeds), -1),
-            logits_to_keep=rows,
+            logits_to_keep=len(target),
             use_cache=True,
             **options,
         )
-        return output.logits.to(embeds.device)
-
-
-def _losses(logits: Tensor, target: Sequence[int]) -> Tensor:
-    """The losses (b, time) of a target's tokens."""
-    return token_losses(logits, torch.tensor(target, device=logits.device).expand(len(logits), -1))
+        labels = torch.tensor(target, device=embeds.device).expand(len(embeds), -1)
+        return token_losses(output.logits.to(embeds.device), labels)

@@ -23,7 +23,7 @@ from torch.backends.cuda import SDPAParams, can_use_efficient_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from robench.prefix import Layers, Prefix, cache_of
+from robench.prefix import Layers, Prefix, cache_of, tokens
 
 if TYPE_CHECKING:
     from robench.model import ChatModel
@@ -55,16 +55,17 @@ def following(
         behind: as for `Prefix.options`, which takes over where there is nothing to be shared.
         keep: whether `newest` will be asked what the pass has read.
     """
-    if not (admits(model, prefix, owner, time, behind) and pays(model, prefix, owner, time)):
+    if not (
+        admits(model, prefix, owner, time, behind) and pays(model, prefix, owner, time, behind)
+    ):
         options = prefix.options(owner, time, model.device, behind)
         yield {"past_key_values": cache_of(()), **options} if keep else options
         return
     length, cache = prefix.lengths[owner[0]], DynamicCache()
-    since = behind[0][0].shape[2] if behind else 0
     for i, pair in enumerate(prefix.layers):
         keys, values = (tensor[owner[0], None, :, -length:] for tensor in pair)
         cache.layers.append(_Standing(keys, values, behind[i] if behind else None, keep))
-    begin = length + since
+    begin = length + tokens(behind)
     positions = torch.arange(begin, begin + time, device=model.device)[None]  # of every row
     with _switched(model.network.config):
         yield {"position_ids": positions, "past_key_values": cache}
@@ -88,7 +89,6 @@ def admits(
 ) -> bool:
     """Whether the rows have one prefix, and the attention here is the model's."""
     config, length = model.network.config, prefix.lengths[owner[0]]
-    since = behind[0][0].shape[2] if behind else 0
     window = getattr(config, "sliding_window", None)
     return (
         not torch.is_grad_enabled()
@@ -99,15 +99,17 @@ def admits(
         and config._attn_implementation in ("sdpa", NAME)
         and getattr(config, "attn_logit_softcapping", None) is None
         and not getattr(config, "use_bidirectional_attention", None)
-        and (window is None or length + since + time <= window)
+        and (window is None or length + tokens(behind) + time <= window)
         and all(_has_kernel(keys) for keys, _ in prefix.layers)
     )
 
 
-def pays(model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int) -> bool:
+def pays(
+    model: ChatModel, prefix: Prefix, owner: Sequence[int], time: int, behind: Layers = ()
+) -> bool:
     """Whether two parts cost less than the copies: measured on the CPU, benchmarks/NOTES.md."""
     length = prefix.lengths[owner[0]]
-    short = model.dtype == torch.float32 and length + time <= FEW
+    short = model.dtype == torch.float32 and length + tokens(behind) + time <= FEW
     return len(owner) > 1 and (model.device.type == "cuda" or length >= time or short)
 
 

@@ -357,10 +357,12 @@ def test_not_for_code_that_comes_with_a_model():
 def test_on_the_cpu_where_keys_are_few_or_the_prefix_is_not_the_shorter_part(monkeypatch):
     model = made("llama")
 
-    def worth(length: int, time: int, rows: int = 2) -> bool:
-        return pays(model, Prefix((length,), ()), [0] * rows, time)
+    def worth(length: int, time: int, rows: int = 2, since: int = 0) -> bool:
+        behind = [(torch.zeros(rows, 2, since, 8),) * 2] if since else ()
+        return pays(model, Prefix((length,), ()), [0] * rows, time, behind)
 
     assert worth(1, FEW - 1) and not worth(2, FEW - 1)  # few
+    assert worth(1, FEW - 5, since=4) and not worth(1, FEW - 4, since=4)
     assert worth(FEW, FEW) and not worth(FEW - 1, FEW)
     assert not worth(FEW, 1, rows=1)  # nothing to share
     monkeypatch.setattr(type(model), "dtype", torch.bfloat16)
