@@ -60,7 +60,7 @@ class AutoDAN:
     }
 
     def __post_init__(self) -> None:
-        genetic.check(self)
+        genetic.check_settings(self)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -16,14 +16,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from robench.batching import ahead
 from robench.errors import Failure
-from robench.model import ChatModel
-from robench.slots import Slots
+from robench.model import ChatModel, Slots
 from robench.types import GAP, Attempt, Behavior, Context, Forecast, Lengths, user
 
 BEST, NEWEST = "best", "last"  # tags: the suffix of least loss, and the one where the search stands
-WAVE = 4  # behaviors that a GPU scores while the host draws the next ones' swaps
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,10 @@ class GCG:
         search = _Search(slots, self._start(slots, model, generators))
         running = list(range(len(behaviors)))
         for step in range(1, self.steps + 1):
-            self._step(search, running, [generators[i] for i in running])
+            self._step(model, search, running, [generators[i] for i in running])
             over = set(running) if step == self.steps else set()
             if step % self.every == 0 and not over:
-                over = self._successful(search, slots, running, behaviors, ctx)
+                over = self._successful(model, search, running, behaviors, ctx)
             for i in running:
                 if step % self.every == 0 or i in over:
                     yield from search.attempts(i, behaviors[i], step, i in over)
@@ -98,29 +95,22 @@ class GCG:
                 return
 
     def _step(
-        self, search: "_Search", running: Sequence[int], generators: Sequence[torch.Generator]
+        self,
+        model: ChatModel,
+        search: "_Search",
+        running: Sequence[int],
+        generators: Sequence[torch.Generator],
     ) -> None:
-        """Move the running rows; the host draws a wave's swaps while a GPU scores the one before.
+        """Move the running rows.
 
         Token gradients (k, vocab) are made row by row: together they take gigabytes.
         """
         slots, ids = search.slots.select(running), search.stand[running]
-        model = slots.model
         gradient, table = embedding_gradient(slots, model, ids), model.embedding.float().T
-
-        def draw(wave: range) -> Swaps:
-            part, rows = slots.select(wave), slice(wave.start, wave.stop)
-            each = (row @ table for row in gradient[rows])
-            drawn = generators[rows]
-            return sample(each, ids[rows], model.allowed, self, drawn, part.survives)
-
-        size = _wave(model, len(ids))
-        waves = [range(i, min(i + size, len(ids))) for i in range(0, len(ids), size)]
-        for wave, swaps in zip(waves, ahead(draw, waves), strict=True):
-            rows = slice(wave.start, wave.stop)
-            losses = slots.select(wave).loss(swaps.ids, ids[rows], self.prune)
-            losses = losses.masked_fill(~swaps.real, math.inf)
-            search.move(running[rows], swaps.ids, losses, keep_best=self.buffer > 0)
+        each = (row @ table for row in gradient)
+        swaps = sample(each, ids, model.allowed, self, generators, slots.survives)
+        losses = slots.loss(swaps.ids, ids, self.prune).masked_fill(~swaps.real, math.inf)
+        search.move(running, swaps.ids, losses, keep_best=self.buffer > 0)
 
     def forecast(self, lengths: Lengths) -> Forecast:
         """At most."""
@@ -146,8 +136,8 @@ class GCG:
 
     def _successful(
         self,
+        model: ChatModel,
         search: "_Search",
-        slots: Slots,
         running: Sequence[int],
         behaviors: Sequence[Behavior],
         ctx: Context,
@@ -156,7 +146,7 @@ class GCG:
         near = [i for i in running if self.below is None or search.loss[i] < self.below]
         if self.stop == "never" or not near:
             return set()
-        replies = slots.model.generate([slots.prompt(i, search.stand[i]) for i in near])
+        replies = model.generate([search.slots.prompt(i, search.stand[i]) for i in near])
         if self.stop == "match":
             pairs = zip(near, replies, strict=True)
             return {i for i, said in pairs if said.strip().startswith(behaviors[i].target.strip())}
@@ -234,11 +224,6 @@ class Swaps:
 
     ids: Tensor
     real: Tensor
-
-
-def _wave(model: ChatModel, rows: int) -> int:
-    """How many of the rows are scored at a time; a CPU has nothing to do the while."""
-    return rows if model.device.type == "cpu" else WAVE
 
 
 def embedding_gradient(slots: Slots, model: ChatModel, ids: Tensor) -> Tensor:

@@ -107,17 +107,17 @@ def search(
         rewrite: what mutation does; without it, members give way to random ones of the reservoir.
     """
     rewrite = rewrite or (lambda texts, generator: drawn(texts, pool.reservoir, generator))
-    lines = [_Line(list(pool.population), generator) for generator in generators]
+    populations = [_Population(list(pool.population), generator) for generator in generators]
     for step in range(settings.steps + 1):
-        going = [row for row, line in enumerate(lines) if not line.done]
+        going = [row for row, population in enumerate(populations) if not population.done]
         if step:
             for row in going:
-                lines[row].breed(step, rewrite, settings, synonyms)
-        wanted = [line.unknown() for line in lines]
-        for line, members, losses in zip(lines, wanted, losses_of(wanted), strict=True):
+                populations[row].breed(step, rewrite, settings, synonyms)
+        wanted = [population.unknown() for population in populations]
+        for population, members, losses in zip(populations, wanted, losses_of(wanted), strict=True):
             line.known.update(zip(members, losses.tolist(), strict=True))
         for row in going:
-            yield lines[row].found(row, step, settings)
+            yield populations[row].found(row, step, settings)
 
 
 def attempts(
@@ -140,7 +140,7 @@ def filled(template: str, request: str) -> Prompt:
     return Prompt(user(template.replace(PLACEHOLDER, request)))
 
 
-class _Line:
+class _Population:
     """The generations of one behavior."""
 
     def __init__(self, members: list[str], generator: torch.Generator) -> None:
@@ -320,7 +320,7 @@ def reword(
     return "".join(parts)
 
 
-def check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Refuse settings out of range, and files that cannot be used.
 
     Raises:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robench.model import ChatModel
-from robench.probes import Probes, lengths, perturbation
+from robench.model import ChatModel, Probes, perturbation, perturbation_norms
 from robench.types import Attempt, Behavior, Context, Edit, Forecast, Lengths, Prompt, user
 
 from .steering import ROLES, Positions, among, best, forecast, probes, read
@@ -176,7 +175,9 @@ class RandomShift:
     along: Tensor
 
     def __call__(self, h: Tensor, role: Tensor) -> Tensor:
-        length = lengths(h.flatten(0, 1), self.weight, self.bias, self.p0).view(*h.shape[:2], 1)
+        length = perturbation_norms(h.flatten(0, 1), self.weight, self.bias, self.p0).view(
+            *h.shape[:2], 1
+        )
         moved = h + length * self.along.to(h.device)
         return torch.where(among(role, self.roles) & (length > 0), moved, h)
 

@@ -57,7 +57,7 @@ class SCAVPrompt:
     def __post_init__(self) -> None:
         if self.pairs < 1:
             raise ValueError("pairs must be at least 1")
-        genetic.check(self)
+        genetic.check_settings(self)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from robench.errors import Failure
-from robench.model import ChatModel
-from robench.probes import Probes, fit
+from robench.model import ChatModel, Probes, fit_probes
 from robench.types import (
     LAST,
     PROMPT,
@@ -96,4 +95,4 @@ def probes(harmful: Tensor, harmless: Tensor) -> Probes:
     n = len(harmful)
     held = torch.arange(n) >= n - round(HELD * n)
     labels = torch.arange(2 * n) < n
-    return fit(torch.cat([harmful, harmless]), labels, held.repeat(2))
+    return fit_probes(torch.cat([harmful, harmless]), labels, held.repeat(2))

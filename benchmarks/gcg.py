@@ -36,8 +36,8 @@ from benchmarks import memory
 from benchmarks.models import SHAPES, older_copy
 from benchmarks.recording import record
 from robench import organism
-from robench.loading import find, load
-from robench.registry import load as method
+from robench.methods.registry import load_class as method
+from robench.model.loading import find_model, load_model
 from robench.types import Context
 
 PEER = ("nanogcg==0.3.0", "transformers==4.47.1")
@@ -99,7 +99,7 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     """robench's side: all behaviors in flight."""
     from robench.types import Behavior
 
-    model = load(find(job["model"]), device=job["device"], dtype=job["dtype"])
+    model = load_model(find_model(job["model"]), device=job["device"], dtype=job["dtype"])
     behaviors = [Behavior(f"b{i}", text, target=t) for i, (text, t) in enumerate(job["behaviors"])]
     preset = {**method("attack", "gcg").presets["nanogcg"], "every": job["steps"]}
     settings = {key: job[key] for key in ("init", "width", "topk", "steps", "prune")}

@@ -24,8 +24,8 @@ from benchmarks import memory
 from benchmarks.models import ask, asked
 from benchmarks.recording import record
 from robench import organism
-from robench.hooks import truncated
-from robench.model import ChatModel
+from robench.model.chat_model import ChatModel
+from robench.model.hooks import truncated
 from robench.types import GAP, user
 
 BASE = {"behaviors": 4, "width": 256, "suffix": 10, "target": 10}

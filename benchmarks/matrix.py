@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.recording import record
-from robench.metrics import dsr_rows
-from robench.store import RunStore
+from robench.results.metrics import dsr_rows
+from robench.results.store import RunStore
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from robench import organism
-from robench.loading import find, load
-from robench.model import ChatModel
+from robench.model.chat_model import ChatModel
+from robench.model.loading import find_model, load_model
 
 # Llama 3.2 1B and Llama 3 8B, with the organism's tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,7 +49,9 @@ def asked(args: argparse.Namespace, max_new_tokens: int = 64) -> ChatModel:
             older_copy(folder, args.shape)
             name, args.model = str(folder), f"Llama {args.shape}"
             args.device, args.dtype = "cuda", "bfloat16"
-        return load(find(name), device=args.device, dtype=args.dtype, max_new_tokens=max_new_tokens)
+        return load_model(
+            find_model(name), device=args.device, dtype=args.dtype, max_new_tokens=max_new_tokens
+        )
 
 
 def older_copy(folder: Path, shape: str | None) -> None:

@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks.models import ask, asked
 from benchmarks.recording import record
 from robench import organism
-from robench.registry import load as method
+from robench.methods.registry import load_class as method
 from robench.types import Context
 
 

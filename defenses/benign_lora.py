@@ -12,10 +12,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from robench.adapters import Recipe, worn
-from robench.corpus import collate, draw, sides, tokenise
-from robench.hooks import at_depth
-from robench.model import ChatModel
+from robench.model import ChatModel, at_depth
+from robench.training import Recipe, collate, draw_texts, split_examples, tokenise, trained_adapter
 from robench.types import Context, Forecast, Lengths
 
 
@@ -58,7 +56,7 @@ class BenignLoRA:
         def objective(wearing: ChatModel) -> FineTuning:
             return FineTuning(self, wearing, ctx)
 
-        with worn(self, recipe, model, ctx, cache, objective) as target:
+        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
             yield target
 
     def forecast(self, lengths: Lengths) -> Forecast:
@@ -71,11 +69,11 @@ class FineTuning:
 
     def __init__(self, settings: BenignLoRA, model: ChatModel, ctx: Context) -> None:
         self.settings, self.model = settings, model
-        self.texts = tokenise(model.chat, sides(ctx.examples).harmless)
+        self.texts = tokenise(model.chat, split_examples(ctx.examples).harmless)
         self.rng = ctx.rng("benign_lora")
 
     def backward(self, step: int) -> dict[str, float]:
-        batch = collate(draw(self.texts, self.settings.batch, self.rng))
+        batch = collate(draw_texts(self.texts, self.settings.batch, self.rng))
         before = batch.response.roll(-1, dims=1)  # the token in front of each reply token
         before[:, -1] = False
         _, logits = self.model.forward(batch.ids, batch.all_text, tokens=before, logits=True)

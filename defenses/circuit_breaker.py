@@ -16,12 +16,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.adapters import Recipe, worn
-from robench.base_states import BaseStates
-from robench.corpus import Batch, collate, draw, sides, tokenise
-from robench.hooks import at_depth
-from robench.losses import l2, masked_mean, triplet_hinge
-from robench.model import ChatModel
+from robench.model import ChatModel, at_depth
+from robench.training import (
+    BaseStates,
+    Batch,
+    Recipe,
+    collate,
+    draw_texts,
+    l2,
+    masked_mean,
+    split_examples,
+    tokenise,
+    trained_adapter,
+    triplet_hinge,
+)
 from robench.types import Context, Forecast, Lengths
 
 
@@ -79,7 +87,7 @@ class CircuitBreaker:
         def objective(wearing: ChatModel) -> Rerouting:
             return Rerouting(self, wearing, layers, ctx)
 
-        with worn(self, recipe, model, ctx, cache, objective) as target:
+        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
             yield target
 
     def forecast(self, lengths: Lengths) -> Forecast:
@@ -94,7 +102,7 @@ class Rerouting:
         self, settings: CircuitBreaker, model: ChatModel, layers: Sequence[int], ctx: Context
     ) -> None:
         self.settings, self.model, self.layers = settings, model, list(layers)
-        harmful, refused, harmless = sides(ctx.examples)
+        harmful, refused, harmless = split_examples(ctx.examples)
         self.harmful = tokenise(model.chat, harmful)
         self.blanked = tokenise(model.chat, harmful, blank=True)
         self.refused = tokenise(model.chat, refused)
@@ -134,13 +142,13 @@ class Rerouting:
     def _circuit_batch(self) -> Batch:
         drawn = torch.rand(self.settings.batch, generator=self.rng) < self.settings.blank
         empty = int(drawn.sum())
-        texts = draw(self.blanked, empty, self.rng)
-        return collate(texts + draw(self.harmful, self.settings.batch - empty, self.rng))
+        texts = draw_texts(self.blanked, empty, self.rng)
+        return collate(texts + draw_texts(self.harmful, self.settings.batch - empty, self.rng))
 
     def _retain_batch(self) -> Batch:
         refusals = round(self.settings.refusals * self.settings.batch)
-        texts = draw(self.refused, refusals, self.rng)
-        texts += draw(self.harmless, self.settings.batch - len(texts), self.rng)
+        texts = draw_texts(self.refused, refusals, self.rng)
+        texts += draw_texts(self.harmless, self.settings.batch - len(texts), self.rng)
         return collate(texts)
 
 

@@ -21,10 +21,20 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from robench.adapters import Recipe, bare, worn
-from robench.corpus import Text, collate, draw, sides, tokenise
-from robench.losses import centroid, kl_divergence, triplet_hinge
 from robench.model import ChatModel
+from robench.training import (
+    Recipe,
+    Text,
+    centroid,
+    collate,
+    draw_texts,
+    kl_divergence,
+    split_examples,
+    tokenise,
+    trained_adapter,
+    triplet_hinge,
+    without_adapter,
+)
 from robench.types import Context, Forecast, Lengths
 
 from .mining import Mining
@@ -113,7 +123,7 @@ class CRLPlain:
         def objective(wearing: ChatModel) -> Triplets:
             return Triplets(self, wearing, ctx)
 
-        with worn(self, recipe, model, ctx, cache, objective) as target:
+        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
             yield target
 
     def mining(self, model: ChatModel, harmful: Sequence[Text], ctx: Context) -> Mining | None:
@@ -184,7 +194,7 @@ class Triplets:
         self.layers = sorted({*safe, *unsafe})
         self.safe_at = [self.layers.index(layer) for layer in safe]
         self.unsafe_at = [self.layers.index(layer) for layer in unsafe]
-        harmful, refused, harmless = sides(ctx.examples)
+        harmful, refused, harmless = split_examples(ctx.examples)
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
@@ -222,9 +232,9 @@ class Triplets:
         s, model = self.settings, self.model
         # One pass for both sides: its attack can then stay on until the backward pass, where
         # checkpointed blocks are computed again, without meeting the safe replies there.
-        batch = collate(draw(self.harmful, s.batch, self.rng) + self._safe_texts())
+        batch = collate(draw_texts(self.harmful, s.batch, self.rng) + self._safe_texts())
         of_harmful = int(batch.response[: s.batch].sum())
-        with bare(model):
+        with without_adapter(model):
             base, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
         with self.mining.attacked(batch.ids, s.batch) if self.mining else nullcontext():
             tuned, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
@@ -240,16 +250,18 @@ class Triplets:
 
     def _kl(self) -> Tensor:
         s = self.settings
-        batch = collate(draw(self.harmless, s.retain, self.rng))
+        batch = collate(draw_texts(self.harmless, s.retain, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
-        with bare(self.model):
+        with without_adapter(self.model):
             _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
         kl = kl_divergence(base, tuned, None, s.temperature)
         return kl if s.reduction == "mean" else kl * len(base) / s.retain
 
     def _safe_texts(self) -> list[Text]:
-        texts = draw(self.refused, round(self.settings.refusals * self.settings.batch), self.rng)
-        return texts + draw(self.harmless, self.settings.batch - len(texts), self.rng)
+        texts = draw_texts(
+            self.refused, round(self.settings.refusals * self.settings.batch), self.rng
+        )
+        return texts + draw_texts(self.harmless, self.settings.batch - len(texts), self.rng)
 
 
 def safe_loss(settings: CRLPlain, tuned: Tensor, base: Tensor, centre: Tensor) -> Tensor:

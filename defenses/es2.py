@@ -26,14 +26,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robench.adapters import Recipe, bare, worn
-from robench.base_states import BaseStates
-from robench.corpus import Text, collate, draw, sides, tokenise
 from robench.errors import Failure
-from robench.hooks import at_depth
-from robench.losses import kl_divergence
-from robench.model import ChatModel
-from robench.probes import fit, lengths
+from robench.model import ChatModel, at_depth, fit_probes, perturbation_norms
+from robench.training import (
+    BaseStates,
+    Recipe,
+    Text,
+    collate,
+    draw_texts,
+    kl_divergence,
+    split_examples,
+    tokenise,
+    trained_adapter,
+    without_adapter,
+)
 from robench.types import Context, Example, Forecast, Lengths
 
 Distance = Literal["pairwise", "centroid"]
@@ -100,7 +106,7 @@ class ES2:
         def objective(wearing: ChatModel) -> Separating:
             return Separating(self, wearing, ctx)
 
-        with worn(self, recipe, model, ctx, cache, objective) as target:
+        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
             yield target
 
     def forecast(self, lengths: Lengths) -> Forecast:
@@ -117,16 +123,16 @@ class Separating:
     def __init__(self, settings: ES2, model: ChatModel, ctx: Context) -> None:
         self.settings, self.model = settings, model
         self.rng = ctx.rng("es2")
-        harmful, _, harmless = sides(ctx.examples)
+        harmful, _, harmless = split_examples(ctx.examples)
         kept, queries = self._split("harmful", harmful)
         self.held_harmful, self.harmful = _prompts(kept), _prompts(queries)
         self.held_harmless, self.harmless = self._split("harmless", harmless)
         texts, draws = self.harmless + self.held_harmless, 2 * settings.steps * settings.batch
         self.base = BaseStates(model, texts, draws, [model.depth])
         every = range(model.depth + 1)
-        with bare(model):
+        with without_adapter(model):
             before = self._queries(every)
-        self.probed = fit(*before).accuracy.tolist()
+        self.probed = fit_probes(*before).accuracy.tolist()
         first = at_depth(settings.floor, model.depth)
         self.emergence = emergence(self.probed, settings.accuracy, first)
         self.layers = sorted({self.emergence, model.depth})
@@ -145,8 +151,8 @@ class Separating:
         self.kept = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def backward(self, step: int) -> dict[str, float]:
-        harmful = collate(draw(self.harmful, self.settings.batch, self.rng))
-        text = collate(draw(self.harmless, self.settings.batch, self.rng))
+        harmful = collate(draw_texts(self.harmful, self.settings.batch, self.rng))
+        text = collate(draw_texts(self.harmless, self.settings.batch, self.rng))
         away, _ = self.model.forward(
             harmful.ids, harmful.all_text, self.layers, harmful.last_prompt_token
         )
@@ -237,7 +243,7 @@ class Separating:
 
     def _held_kl(self) -> float:
         """L_KL of a batch of held-out harmless text."""
-        text = collate(draw(self.held_harmless, self.settings.batch, self.rng))
+        text = collate(draw_texts(self.held_harmless, self.settings.batch, self.rng))
         with self._evaluating():
             _, tuned = self.model.forward(text.ids, text.all_text, logits=True)
             base = self.base.logits(text)
@@ -309,9 +315,9 @@ def figures(states: Tensor, labels: Tensor, held: Tensor, norm: float) -> dict[s
     apart = across.norm()
     along = across / apart
     spread = torch.cat([side @ along - (side @ along).mean() for side in (harmful, harmless)])
-    probe = fit(states[:, None], labels, held)
+    probe = fit_probes(states[:, None], labels, held)
     size = states[held].norm(dim=-1).mean().item()
-    length = lengths(harmful.double(), probe.weight[0], probe.bias[0], P0).mean().item()
+    length = perturbation_norms(harmful.double(), probe.weight[0], probe.bias[0], P0).mean().item()
     cosine = functional.cosine_similarity(harmful.mean(0), harmless.mean(0), dim=0)
     return {
         "centroid_cosine": cosine.item(),

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robench.adapters import bare
-from robench.corpus import Batch, Text, collate, draw
 from robench.errors import Failure
-from robench.hooks import at_depth, edited
-from robench.model import ChatModel
+from robench.model import ChatModel, at_depth, edited
+from robench.training import Batch, Text, collate, draw_texts, without_adapter
 from robench.types import Context
 
 SEEN = 100  # answers whose mean loss ends a module's training (released code)
@@ -77,7 +75,7 @@ class Mining:
     ) -> None:
         self.settings, self.model, self.harmful = settings, model, harmful
         self.rng = ctx.rng("mining")
-        with bare(model):
+        with without_adapter(model):
             batches = [self._batch() for _ in range(math.ceil(SAMPLE / settings.mined))]
             losses = [answer_loss(model, batch).item() for batch in batches]
         self.undefended = _finite(sum(losses) / len(losses))
@@ -212,7 +210,7 @@ class Mining:
         return _finite(loss.item())
 
     def _batch(self) -> Batch:
-        return collate(draw(self.harmful, self.settings.mined, self.rng))
+        return collate(draw_texts(self.harmful, self.settings.mined, self.rng))
 
 
 def answer_loss(model: ChatModel, batch: Batch) -> Tensor:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robench.adapters import Recipe, worn
 from robench.model import ChatModel
+from robench.training import Recipe, trained_adapter
 from robench.types import Context, Forecast, Lengths
 
 
@@ -29,7 +29,7 @@ class NoOp:
     @contextmanager
     def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
         recipe = Recipe(layers=model.depth, rate=0.0, rank=self.rank)
-        with worn(self, recipe, model, ctx, cache, lambda _: Nothing()) as target:
+        with trained_adapter(self, recipe, model, ctx, cache, lambda _: Nothing()) as target:
             yield target
 
     def forecast(self, lengths: Lengths) -> Forecast:

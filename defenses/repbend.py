@@ -18,11 +18,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.adapters import Recipe, bare, tuned_and_base, worn
-from robench.corpus import collate, draw, sides, tokenise
-from robench.hooks import at_depth
-from robench.losses import cosine, kl_divergence, l2, masked_mean
-from robench.model import ChatModel
+from robench.model import ChatModel, at_depth
+from robench.training import (
+    Recipe,
+    collate,
+    cosine,
+    draw_texts,
+    kl_divergence,
+    l2,
+    masked_mean,
+    split_examples,
+    tokenise,
+    trained_adapter,
+    tuned_and_base,
+    without_adapter,
+)
 from robench.types import Context, Forecast, Lengths
 
 
@@ -74,7 +84,7 @@ class RepBend:
         def objective(wearing: ChatModel) -> Bending:
             return Bending(self, wearing, range(low, high + 1), ctx)
 
-        with worn(self, recipe, model, ctx, cache, objective) as target:
+        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
             yield target
 
     def forecast(self, lengths: Lengths) -> Forecast:
@@ -89,7 +99,7 @@ class Bending:
         self, settings: RepBend, model: ChatModel, layers: Sequence[int], ctx: Context
     ) -> None:
         self.settings, self.model, self.layers = settings, model, list(layers)
-        harmful, refused, harmless = sides(ctx.examples)
+        harmful, refused, harmless = split_examples(ctx.examples)
         self.harmful = tokenise(model.chat, harmful)
         self.refused = tokenise(model.chat, refused)
         self.harmless = tokenise(model.chat, harmless)
@@ -112,8 +122,8 @@ class Bending:
 
     def _safe(self) -> float:
         share = round(self.settings.refusals * self.settings.batch)
-        refusals = draw(self.refused, share, self.rng)
-        answers = draw(self.harmless, self.settings.batch - len(refusals), self.rng)
+        refusals = draw_texts(self.refused, share, self.rng)
+        answers = draw_texts(self.harmless, self.settings.batch - len(refusals), self.rng)
         batch = collate(refusals + answers)
         layers = range(self.model.depth + 1)
         tuned, base = tuned_and_base(self.model, batch, layers, batch.response)
@@ -122,7 +132,7 @@ class Bending:
         return loss.item()
 
     def _bend(self) -> dict[str, float]:
-        batch = collate(draw(self.harmful, self.settings.batch, self.rng))
+        batch = collate(draw_texts(self.harmful, self.settings.batch, self.rng))
         tokens = batch.response | batch.last_prompt_token
         tuned, base = tuned_and_base(self.model, batch, self.layers, tokens)
         last = batch.last_prompt_token[tokens].to(tuned.device)
@@ -132,9 +142,9 @@ class Bending:
         return {"forget": forget.item(), "cosine": spread.item()}
 
     def _retain(self) -> float:
-        batch = collate(draw(self.harmless, self.settings.batch, self.rng))
+        batch = collate(draw_texts(self.harmless, self.settings.batch, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
-        with bare(self.model):
+        with without_adapter(self.model):
             _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
         total = kl_divergence(base, tuned, None, self.settings.temperature, "base||tuned", "mean")
         # Summed over tokens and averaged over texts, as in the released code

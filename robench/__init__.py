@@ -10,13 +10,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robench.report import load_rows
-    from robench.runner import run
+    from robench.results.tables import load_rows
+    from robench.runs.runner import run
 
 __all__ = ["__version__", "load_rows", "run"]
 __version__ = version("robench")
 
-_HOMES = {"load_rows": "robench.report", "run": "robench.runner"}
+_HOMES = {"load_rows": "robench.results.tables", "run": "robench.runs.runner"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from robench import registry
 from robench.config import suggestion
 from robench.errors import Failure, InputError
+from robench.methods import registry
 
 WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 130
 
@@ -152,7 +152,8 @@ def run(
     _known("dtype", dtype, DTYPES)
     _known("tier", tier, TIERS)
 
-    from robench import report, runner
+    from robench.results import tables
+    from robench.runs import runner
 
     outcome = runner.run(
         matrix=matrix,
@@ -188,7 +189,7 @@ def run(
         out=out,
     )
     if not dry_run:
-        typer.echo(report.tables([outcome.folder]))
+        typer.echo(tables.tables([outcome.folder]))
     return HOLES if outcome.holes else 0
 
 
@@ -211,8 +212,8 @@ def utility(
     """Ask harmless tasks of each defended model of a run; they join its leaderboard."""
     _a_device(device)
 
-    from robench import report
-    from robench import utility as room
+    from robench.results import tables
+    from robench.runs import utility as room
 
     holes = room.measure(
         folder,
@@ -225,7 +226,7 @@ def utility(
         device_map=device_map,
         threads=threads,
     )
-    typer.echo(report.tables([folder]))
+    typer.echo(tables.tables([folder]))
     return HOLES if holes else 0
 
 
@@ -241,10 +242,11 @@ def judge(
     """Let further judges score the replies of a run; nothing is attacked again."""
     _a_device(judge_device)
 
-    from robench import rejudge, report, runner
+    from robench.results import tables
+    from robench.runs import rejudge, runner
 
     without = rejudge.judge(folder, judges, settings or (), runner.place(judge_device))
-    typer.echo(report.tables([folder]))
+    typer.echo(tables.tables([folder]))
     if without:
         typer.echo(f"{without} replies could not be scored; the same command tries them again")
 
@@ -257,9 +259,9 @@ def leaderboard(
     ] = "",
 ) -> None:
     """Rebuild the tables of runs from their cells alone."""
-    from robench import report
+    from robench.results import tables
 
-    typer.echo(report.tables(folders, judge))
+    typer.echo(tables.tables(folders, judge))
 
 
 @app.command("list")
@@ -278,7 +280,7 @@ def list_names(
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> None:
     """Show a method: what it says of itself, its fields, their defaults and its presets."""
-    from robench.describe import describe
+    from robench.methods.describe import describe
 
     typer.echo(describe(name))
 
@@ -286,9 +288,9 @@ def show(name: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -
 @app.command()
 def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> int:
     """Hold an attack or a defense to the contract, on tiny models on the CPU."""
-    from robench import testing
+    from robench.methods import checks
 
-    problems = testing.check(reference)
+    problems = checks.check(reference)
     typer.echo("\n".join(problems) or f"{reference} passes")
     return WRONG_INPUT if problems else 0
 
@@ -322,7 +324,7 @@ def train(
     _known("dtype", dtype, DTYPES)
     _known("tier", tier, TIERS)
 
-    from robench import runner
+    from robench.runs import runner
 
     try:
         runner.train(

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
-import torch
+from robench.config import digest
 
 if TYPE_CHECKING:
-    from robench.model import ChatModel
+    import torch
+
+    from robench.model.chat_model import ChatModel
 
 Message = dict[str, str]
 Access = Literal["text", "embedding", "activation"]
@@ -173,7 +175,7 @@ class Context:
 
     def rng(self, *key: object) -> torch.Generator:
         """A generator of its own for each key and seed, the same on every machine."""
-        from robench.config import digest
+        import torch
 
         seed = int(digest([self.seed, *map(str, key)]), 16) % 2**63
         return torch.Generator().manual_seed(seed)

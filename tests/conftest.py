@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robench import training
+from robench.training import loop
 
 torch.set_num_threads(1)
 
@@ -28,7 +28,7 @@ def killed(monkeypatch) -> Callable[..., AbstractContextManager[None]]:
 
     @contextmanager
     def dying(checkpoints: int = 1) -> Iterator[None]:
-        save, saved = training._save, []
+        save, saved = loop._save, []
 
         def write(*args) -> None:
             save(*args)
@@ -37,7 +37,7 @@ def killed(monkeypatch) -> Callable[..., AbstractContextManager[None]]:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(training, "_save", write)
+            patched.setattr(loop, "_save", write)
             yield
 
     return dying

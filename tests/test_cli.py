@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from robench import cli, registry
+from robench import cli
 from robench.errors import InputError
+from robench.methods import registry
 
 HEAVY = ("numpy", "pandas", "peft", "torch", "transformers")
 
@@ -38,8 +39,8 @@ def asked(monkeypatch, tmp_path):
             raise asked.outcome
         return asked.outcome
 
-    monkeypatch.setattr("robench.runner.run", run)
-    monkeypatch.setattr("robench.report.tables", lambda folders: f"tables of {folders}")
+    monkeypatch.setattr("robench.runs.runner.run", run)
+    monkeypatch.setattr("robench.results.tables.tables", lambda folders: f"tables of {folders}")
     return asked
 
 
@@ -177,7 +178,9 @@ def test_options_are_passed_on_one_to_one(call, asked):
 
 def test_training_takes_what_a_run_takes_of_the_model(call, monkeypatch):
     asked = {}
-    monkeypatch.setattr("robench.runner.train", lambda defense, **options: asked.update(options))
+    monkeypatch.setattr(
+        "robench.runs.runner.train", lambda defense, **options: asked.update(options)
+    )
     words = "--revision v1 --trust-remote-code --chat-template t.jinja --device-map auto"
     assert call("train", "crl", "--out", "o", "--model", "m", *words.split())[0] == 0
     assert (asked["revision"], asked["trust_remote_code"]) == ("v1", True)
@@ -195,9 +198,9 @@ def test_training_reads_the_model_as_it_is_told(monkeypatch, tmp_path):
         asked.map = options["device_map"]
         raise InputError("enough")
 
-    monkeypatch.setattr("robench.loading.find", find)
-    monkeypatch.setattr("robench.loading.load", load)
-    from robench.runner import train
+    monkeypatch.setattr("robench.model.loading.find_model", find)
+    monkeypatch.setattr("robench.model.loading.load_model", load)
+    from robench.runs.runner import train
 
     with pytest.raises(InputError, match="enough"):
         train("crl", out=tmp_path / "o", revision="v1", chat_template="t", trust_remote_code=True,

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from robench import organism
-from robench.degeneration import degenerate, measure
 from robench.judges.exact import Exact
-from robench.judges.keyword import refused
-from robench.loading import BUILT_IN, find, load
+from robench.methods.registry import resolve
+from robench.model.loading import BUILT_IN, find_model, load_model
 from robench.organism import language
-from robench.registry import resolve
+from robench.results.degeneration import degenerate, measure
+from robench.texts.refusals import refused
 from robench.types import Behavior, Context, Prompt, user
 
 SPLITS = ("test", "benign", "dev", "probe", "train")
@@ -19,7 +19,7 @@ SPLITS = ("test", "benign", "dev", "probe", "train")
 
 @pytest.fixture(scope="module")
 def model():
-    return load(find(BUILT_IN), max_new_tokens=64)
+    return load_model(find_model(BUILT_IN), max_new_tokens=64)
 
 
 def solved(behaviors, replies) -> float:
@@ -114,7 +114,7 @@ def test_its_replies_are_told_apart():
 
 
 def test_the_weights_are_small_safetensors():
-    folder = find(BUILT_IN).folder
+    folder = find_model(BUILT_IN).folder
     files = {file.name: file.stat().st_size for file in folder.iterdir()}
     assert files["model.safetensors"] < 6e6
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from robench import cli, registry
+from robench import cli
+from robench.methods import registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -97,4 +98,4 @@ def test_every_field_that_a_page_sets_exists():
     for page in PAGES:
         for name, field in set(re.findall(r"--set (\w+)\.(\w+)=", page)):
             kind = next(k for k in ("attack", "defense", "judge") if name in registry.names(k))
-            assert field in {f.name for f in fields(registry.load(kind, name))}
+            assert field in {f.name for f in fields(registry.load_class(kind, name))}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from robench.config import as_dict
 from robench.errors import InputError
-from robench.registry import resolve, source_digest
+from robench.identity import source_digest
+from robench.methods.registry import resolve
 
 if TYPE_CHECKING:
     from robench.types import Behavior, Judge

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.errors import InputError
-from robench.loading import folder_of
+from robench.model.loading import folder_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from robench.batching import Chunks
+    from robench.model.batching import Chunks
 
 _EDGE = 2**20  # bytes hashed at either end of a weights file
 
@@ -40,7 +40,7 @@ class Classifier:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
-        from robench.batching import Chunks
+        from robench.model.batching import Chunks
 
         folder = located(model, revision)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -83,7 +83,7 @@ class Classifier:
         """
         import torch
 
-        from robench.batching import pad_left
+        from robench.model.batching import pad_left
 
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         context = getattr(self.network.config, "max_position_embeddings", None) or torch.inf

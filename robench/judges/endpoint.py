@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from robench.errors import InputError
 from robench.judges import harmbench
-from robench.judges.keyword import by_harm
+from robench.judges.harm_only import by_harm
 
 if TYPE_CHECKING:
     from robench.types import Behavior

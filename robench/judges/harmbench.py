@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from robench.judges.classifier import Classifier, commit
-from robench.judges.keyword import by_harm
+from robench.judges.harm_only import by_harm
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from robench.errors import InputError
-from robench.judges.keyword import by_harm
+from robench.judges.harm_only import by_harm
 
 if TYPE_CHECKING:
     from robench.types import Behavior

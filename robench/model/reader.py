@@ -1,0 +1,66 @@
+"""What scoring needs of a chat model: passes over embeddings, counted and under all edits.
+
+`ChatModel` is one. Prefix, scoring, candidates, pruning and slots are built on this alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from robench.model.batching import Chunks
+from robench.model.chat import Chat
+from robench.types import Edit
+
+
+@dataclass
+class Usage:
+    """Tokens that went through the model since it was loaded, and their cost by formula."""
+
+    parameters: int  # N, see `parameters`
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def read(self, tokens: int) -> None:
+        """Count tokens of a forward pass; several threads may."""
+        with self._lock:
+            self.forward_tokens += tokens
+
+    @property
+    def tflop(self) -> float:
+        """2 N per token forward, and 2 N backward, as only activations need gradients."""
+        return 2e-12 * self.parameters * (self.forward_tokens + self.backward_tokens)
+
+
+class Reader(Protocol):
+    """The part of `ChatModel`, where each member is described, that reads and counts."""
+
+    network: Any
+    chat: Chat
+    usage: Usage
+    chunks: Chunks
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def allowed(self) -> Tensor: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def embed(self, ids: Tensor) -> Tensor: ...
+    def run(
+        self,
+        embeds: Tensor,
+        roles: Tensor,
+        own: Sequence[tuple[Edit, ...]] = (),
+        **options: Any,
+    ) -> Any: ...

@@ -1,0 +1,1 @@
+"""Results: cells on disk, verdicts, rates, and the tables made of them. Needs no torch."""

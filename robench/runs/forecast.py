@@ -1,0 +1,312 @@
+"""What a run is going to cost, before it runs: steps, FLOPs, hours, memory and disk. Estimates.
+
+Compute. A token costs 2 N FLOP forward and 2 N backward, N as in `model.Usage`. The tokens are what
+the methods forecast, "?" where one does not. Replies cost at most: every attempt is read, answered
+with as many tokens as a reply may have, and read again with its reply for its perplexity; drawn
+replies cost a reading and a reply each. Hours are FLOPs by the sustained rate of the device; where
+replies are decoded a few at a time, memory and not arithmetic limits it, and they take longer.
+
+Memory. Weights, plus the biggest pass. With L blocks of width d, inner width f and K/V width h, a
+token of a pass holds 8 d + 3 f numbers in one block, in every block where there is a backward
+pass (in one block and d in each where blocks are computed again); 2 L h of keys and values, twice,
+as a prefix stands before it; and for every other token, a row of logits in 12 bytes per word of the
+vocabulary. A pass has as many tokens as `batching.Chunks` begins with, or as a step has. Batches of
+replies are counted likewise, by their keys and values. A trained defense adds its adapter: 16 bytes
+per parameter with gradient and moments, on every block at most. A pass that does not fit is halved
+by `Chunks`; a step of a training is not, as its batch is the method's. Judges, helper models and
+defended models with weights of their own are not counted, nor are attention scores, which no kernel
+but the eager one stores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from robench.methods.registry import Method
+from robench.model import loading
+from robench.model.batching import Chunks
+from robench.model.chat import Chat
+from robench.model.chat_model import parameters
+from robench.model.hooks import blocks
+from robench.runs.cells import Group
+from robench.runs.run_texts import Data
+from robench.training.corpus import tokenise
+from robench.types import Behavior, Forecast, Lengths, user
+
+SAMPLE = 200  # training texts whose length is measured
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the cells will be run.
+
+    device, dtype:  of the model
+    max_new_tokens: the length of replies
+    samples:        drawn replies to a final attempt
+    chunk:          behaviors that an attack receives at once
+    rate:           sustained TFLOP/s of the device, None where nobody has said or measured it
+    measured:       whether `rate` was measured here
+    """
+
+    device: str
+    dtype: str
+    max_new_tokens: int
+    samples: int
+    chunk: int
+    rate: float | None = None
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one cell or training; floating-point operations in TFLOP, memory and disk in bytes."""
+
+    steps: int
+    tflop: float
+    replies: float
+    memory: float
+    disk: float
+
+
+def measured_rate(device: str, dtype: str) -> float:
+    """TFLOP/s of matrix products on the device, in about a second: more than a model reaches."""
+    size = 8192 if device.startswith("cuda") else 1024
+    matrix = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+    float((matrix @ matrix)[0, 0])  # reading a number waits for the device
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.5:
+        float((matrix @ matrix)[0, 0])
+        count += 1
+    return 2e-12 * size**3 * count / (time.perf_counter() - started)
+
+
+class Estimate:
+    """The costs of the cells of one model."""
+
+    def __init__(
+        self, found: loading.ModelFiles, system: str | None, data: Data, setup: Setup
+    ) -> None:
+        self.setup = setup
+        chat, network = loading.sketch(found, system)
+        self.shape = Shape.of(network, setup)
+        self.tested, self.trained = _lengths(chat, data, setup, self.shape.depth)
+        self.downloaded = sum(file.stat().st_size for file in found.folder.glob("*.safetensors"))
+
+    def cell(self, attack: Any, behaviors: int, benign: bool, rank: int = 0) -> Cost | None:
+        """Of an attack on so many behaviors, None where it does not say.
+
+        Args:
+            benign: whether these are harmless requests, to which no replies are drawn.
+            rank: of the adapter that the model wears.
+        """
+        if not hasattr(attack, "forecast"):
+            return None
+        found: Forecast = attack.forecast(self.tested)
+        shape, lengths, setup = self.shape, self.tested, self.setup
+        tokens = found.forward_tokens + found.backward_tokens
+        answered = lengths.prompt + lengths.reply
+        drawn = 0 if benign else setup.samples
+        together = min(behaviors, setup.chunk)
+        at_once = 1 if found.once else together
+        forward, backward = (
+            min(shape.tokens, at_once * part // max(1, found.steps))
+            for part in (found.forward_tokens, found.backward_tokens)
+        )
+        replies = found.attempts * together
+        passes = [
+            shape.held(forward),
+            shape.held(backward, every_block=True),
+            shape.replies(replies, lengths.prompt, lengths.reply),
+            shape.held(min(shape.tokens, replies * answered)),
+        ]
+        row = 1000 + 4 * (2 * lengths.prompt + lengths.reply) + 4 * shape.width * found.vectors
+        return Cost(
+            found.steps,
+            shape.tflop(tokens * (1 if found.once else behaviors)),
+            shape.tflop(behaviors * answered * (2 * found.attempts + drawn)),
+            shape.weights + 4 * shape.adapter(rank) + max(passes),
+            behaviors * (found.attempts + drawn) * row,
+        )
+
+    def training(self, defense: Any) -> Cost | None:
+        """Of a trained defense, None where it does not say."""
+        if not hasattr(defense, "forecast"):
+            return None
+        found: Forecast = defense.forecast(self.trained)
+        adapter = self.shape.adapter(getattr(defense, "rank", 0))
+        held = self.shape.held(
+            found.backward_tokens // max(1, found.steps) // found.passes,
+            every_block=True,
+            again=getattr(defense, "checkpointing", False),
+        )
+        tflop = self.shape.tflop(found.forward_tokens + found.backward_tokens)
+        memory = self.shape.weights + 16 * adapter + held
+        return Cost(found.steps, tflop, 0.0, memory, 4 * adapter)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's shape decides its costs.
+
+    parameters: that a token meets (see `model.parameters`)
+    weights:    bytes of all parameters
+    kv:         width of keys, and of values
+    linear:     inputs and outputs of all linear maps in blocks, added up
+    number:     bytes of a number
+    tokens:     of a pass (see `batching.Chunks`)
+    """
+
+    parameters: int
+    weights: int
+    depth: int
+    width: int
+    inner: int
+    kv: int
+    vocab: int
+    linear: int
+    number: int
+    tokens: int
+
+    @classmethod
+    def of(cls, network: Any, setup: Setup) -> Shape:
+        """Of a model, whose weights may be on the meta device."""
+        config = network.config.get_text_config()
+        width, heads = config.hidden_size, config.num_attention_heads
+        head = getattr(config, "head_dim", None) or width // heads
+        number = torch.empty(0, dtype=getattr(torch, setup.dtype)).element_size()
+        maps = [m for b in blocks(network) for m in b.modules() if isinstance(m, nn.Linear)]
+        return cls(
+            parameters=parameters(network),
+            weights=number * sum(p.numel() for p in network.parameters()),
+            depth=len(blocks(network)),
+            width=width,
+            inner=getattr(config, "intermediate_size", None) or 4 * width,
+            kv=head * (getattr(config, "num_key_value_heads", None) or heads),
+            vocab=config.vocab_size,
+            linear=sum(m.in_features + m.out_features for m in maps),
+            number=number,
+            tokens=Chunks(torch.device(setup.device), width).tokens,
+        )
+
+    def tflop(self, tokens: int) -> float:
+        return 2e-12 * self.parameters * tokens
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of a LoRA adapter on every linear map of every block."""
+        return rank * self.linear
+
+    def held(self, tokens: int, every_block: bool = False, again: bool = False) -> float:
+        """Bytes of a pass of so many tokens; the module's docstring has the formula."""
+        block = 8 * self.width + 3 * self.inner
+        states = block * (self.depth if every_block else 1)
+        if again:
+            states = block + self.depth * self.width
+        cached = 0 if every_block and again else 2 * 2 * self.depth * self.kv
+        return tokens * (self.number * (states + cached) + 12 * self.vocab / 2)
+
+    def replies(self, count: int, prompt: int, reply: int) -> float:
+        """Bytes of a batch of replies (see `ChatModel.replies`)."""
+        rows = min(count, max(1, self.tokens // max(1, (prompt + reply) // 8)))
+        cached = 2 * self.depth * self.kv * (prompt + reply)
+        states = (8 * self.width + 3 * self.inner) * prompt
+        return rows * (self.number * (cached + states) + 12 * self.vocab)
+
+
+def outlook(
+    groups: Sequence[Group], data: Data, found: loading.ModelFiles, system: str | None, setup: Setup
+) -> str:
+    """What is about to be done: a line per training and per cell, and what they add up to."""
+    estimate = Estimate(found, system, data, setup)
+    lines = [
+        f"{'defense':24} {'attack':24} {'steps':>6} {'TFLOP':>10} {'replies':>10} {'hours':>8} "
+        f"{'GiB':>6}"
+    ]
+    costs: list[Cost | None] = []
+
+    def line(defense: str, attack: str, cost: Cost | None) -> None:
+        costs.append(cost)
+        start = f"{defense:24} {attack:24}"
+        if cost is None:
+            lines.append(f"{start} {'?':>6} {'?':>10} {'?':>10} {'?':>8} {'?':>6}")
+            return
+        hours = "" if setup.rate is None else f"{_hours(cost, setup.rate):.3g}"
+        lines.append(
+            f"{start} {cost.steps:6} {cost.tflop:10.3g} {cost.replies:10.3g} {hours:>8} "
+            f"{cost.memory / GIB:6.3g}"
+        )
+
+    adapters = 0.0
+    for group in groups:
+        defense: Method = group.defense
+        rank = getattr(defense.instance, "rank", 0)
+        if hasattr(defense.instance, "forecast") and group.cells:
+            cost = estimate.training(defense.instance)
+            line(defense.name, "(training)", cost)
+            adapters += cost.disk if cost else 0.0
+        for cell, attack in group.cells:
+            benign = cell.header["role"] == "benign"
+            planned = len(cell.header["planned"])
+            line(cell.defense, cell.attack, estimate.cell(attack.instance, planned, benign, rank))
+    known = [cost for cost in costs if cost is not None]
+    rest = sum(cost.disk for cost in known) - adapters
+    return "\n".join([*lines, *_totals(known, None in costs, estimate, adapters, rest)])
+
+
+def _totals(
+    known: Sequence[Cost], unknown: bool, estimate: Estimate, adapters: float, rest: float
+) -> list[str]:
+    setup = estimate.setup
+    tflop, replies = sum(cost.tflop for cost in known), sum(cost.replies for cost in known)
+    total = f"about {tflop:.3g} TFLOP, and for replies at most {replies:.3g}"
+    if setup.rate is not None:
+        how = "as matrix products have it on" if setup.measured else "as given for"
+        hours = sum(_hours(cost, setup.rate) for cost in known)
+        total += f": {hours:.3g} hours at {setup.rate:.3g} TFLOP/s, {how} {setup.device}"
+    if unknown:
+        total += "; those with ? apart"
+    weights, peak = estimate.shape.weights, max([0.0, *(cost.memory for cost in known)])
+    return [
+        total,
+        f"memory: {weights / GIB:.3g} GiB of weights in {setup.dtype}, {peak / GIB:.3g} with the "
+        "biggest pass; what does not fit is halved, but for trainings",
+        f"disk: {estimate.downloaded / GIB:.3g} GiB of weights, {adapters / GIB:.3g} of adapters, "
+        f"{rest / GIB:.3g} of rows and tensors",
+    ]
+
+
+def _hours(cost: Cost, rate: float) -> float:
+    return (cost.tflop + cost.replies) / rate / 3600
+
+
+def _lengths(chat: Chat, data: Data, setup: Setup, depth: int) -> tuple[Lengths, Lengths]:
+    """What attacks may count on, and what defenses may: their prompts are the training text's."""
+
+    def rendered(behaviors: Sequence[Behavior]) -> list[list[int]]:
+        return chat.encode([chat.render(user(b.request)) for b in behaviors])
+
+    harmful = sum(b.harmful for b in data.references)
+    tested = Lengths(
+        _mean(rendered(data.behaviors)),
+        _mean(chat.encode([b.target for b in data.behaviors])),
+        lambda text: len(chat.encode([text])[0]),
+        setup.max_new_tokens,
+        harmful,
+        len(data.references) - harmful,
+        len(data.tune),
+        depth,
+    )
+    apart = max(1, len(data.examples) // SAMPLE)
+    texts = tokenise(chat, data.examples[::apart])
+    prompt, reply = _mean([t.prompt for t in texts]), _mean([t.reply for t in texts])
+    return tested, tested._replace(prompt=prompt, reply=reply)
+
+
+def _mean(rows: Sequence[Sequence[int]]) -> int:
+    return round(sum(map(len, rows)) / max(1, len(rows)))

@@ -1,0 +1,88 @@
+"""Further judges on the replies of a run, drawn ones too: nothing is attacked or generated again.
+
+Scores go to scores-JUDGE.jsonl beside each cell's rows; every table reads them from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from robench import judges
+from robench.config import assignments, suggestion
+from robench.errors import InputError
+from robench.methods.registry import split
+from robench.results.store import RunStore, replied
+from robench.types import Behavior, Judge
+
+CHUNK = 64  # replies that a judge receives at once; what is scored is on the disk before the next
+
+
+def judge(
+    folder: str | Path,
+    references: Sequence[str],
+    settings: Sequence[str] = (),
+    device: str = "cpu",
+) -> int:
+    """Score every reply of a run that has no score of these judges yet.
+
+    Args:
+        folder: of the run.
+        references: judges, as after --judges.
+        settings: as after --set.
+        device: where judges with a model of their own work.
+
+    Returns:
+        How many replies are still without a score of one of the judges.
+
+    Raises:
+        InputError: the folder is no run or lacks its requests, or knows a judge of the same name
+            that is another; a judge breaks its contract.
+    """
+    store = RunStore(Path(folder))
+    asked = {
+        (request["harmful"], request["id"]): Behavior(**request) for request in store.behaviors()
+    }
+    words = assignments(settings)
+    bases = {split(reference)[0] for reference in references}
+    for base in words:
+        if base not in bases:
+            raise InputError(f"--set: no judge {base!r} is asked{suggestion(base, bases)}")
+    chosen = judges.choose(references, words, device)
+    for name, instance in chosen.items():
+        store.register_judge(name, judges.record(instance))
+    return sum(_score(store, asked, name, instance) for name, instance in chosen.items())
+
+
+def _score(
+    store: RunStore, asked: dict[tuple[bool, str], Behavior], name: str, instance: Judge
+) -> int:
+    """All cells in the eyes of one judge; what could not be judged before is tried again."""
+    cells = [
+        (
+            path,
+            [
+                (place, row, sample, said["reply"])
+                for place, row in enumerate(rows)
+                for sample, said in replied(row)
+                if said["scores"].get(name) is None
+            ],
+        )
+        for path, rows in store.replies()
+    ]
+    without = 0
+    with tqdm(total=sum(len(waiting) for _, waiting in cells), desc=name, disable=None) as bar:
+        for path, waiting in cells:
+            for start in range(0, len(waiting), CHUNK):
+                part = waiting[start : start + CHUNK]
+                behaviors = [asked[row["harmful"], row["behavior"]] for _, row, *_ in part]
+                found = judges.scores(name, instance, behaviors, [reply for *_, reply in part])
+                pairs = zip(part, found, strict=True)
+                lines = [(place, row, sample, score) for (place, row, sample, _), score in pairs]
+                store.score(path, name, lines)
+                without += sum(map(math.isnan, found))
+                bar.update(len(part))
+    return without

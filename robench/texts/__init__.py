@@ -1,0 +1,1 @@
+"""Texts: tables of records, requests under test, training text, what must not meet, refusals."""

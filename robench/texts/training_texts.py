@@ -1,0 +1,175 @@
+"""Training text for defenses, in the shapes in which it is published.
+
+A shape is known by its columns, whatever their case, spaces and underscores; the first that fits:
+
+    prompt, output, llama3_output        the circuit breakers' set (Zou et al., arXiv 2406.04313):
+                                         a harmful request answered, and refused
+    messages                             lists of role and content, as in UltraChat-200k:
+                                         harmless requests answered
+    prompt, response, prompt_harm_label, WildGuardMix (Han et al., arXiv 2406.18495): harmful
+      response_refusal_label,            requests answered with harm or refused, harmless ones
+      response_harm_label                answered
+    vanilla, adversarial, completion,    WildJailbreak (Jiang et al., arXiv 2406.18510): harmless
+      data_type                          requests answered, harmful ones refused
+    prompt, harmless_answer,             RepBend's set (Yousefpour et al., arXiv 2504.01550):
+      harmful_answer                     harmful requests answered, and refused
+    any other                            a text and a reply (reply, answer, output or response);
+                                         kind (answer or refusal, by default answer) and harmful
+                                         (true or false, by default true)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robench.errors import InputError
+from robench.texts import behaviors, records
+from robench.texts.records import Entry
+from robench.texts.refusals import refused
+from robench.types import Example
+
+REPLY = ("reply", "answer", "output", "response")
+OPENING = 80  # characters of a reply in which a refusal shows
+MOSTLY = 0.5
+
+
+def load_examples(reference: Path | str) -> tuple[list[Example], str]:
+    """The examples of a file, or of a dataset on the hub, in its order.
+
+    Returns:
+        The examples, and a line on the rows that were left out, "" where none were.
+
+    Raises:
+        InputError: it cannot be read, is of no known shape, holds nothing to train on, or what it
+            gives for harmful answers are mostly refusals.
+    """
+    files = records.find_files(reference)
+    rows = records.read(files)
+    fitting = (shape for columns, shape in _SHAPES.items() if records.has(rows, *columns))
+    shape = next(fitting, None)
+    if shape is None:
+        rows = records.read(files, text=behaviors.TEXT, reply=REPLY)
+        shape = _plain
+    made = [list(shape(row)) for row in rows]
+    examples = [example for found in made for example in found]
+    empty = made.count([])
+    if not examples:
+        raise InputError(f"{reference} has no row to train on: texts or labels are missing")
+    _answers_comply(examples, str(reference))
+    note = f"{reference}: left out {empty} of {len(rows)} rows, without a text or label to train on"
+    return examples, note if empty else ""
+
+
+def _answers_comply(examples: Sequence[Example], name: str) -> None:
+    """That what stands for harmful answers is not refusals: a defense would unlearn to refuse."""
+    answers = [e.reply for e in examples if e.behavior.harmful and e.kind == "answer"]
+    refusals = sum(refused(reply[:OPENING]) for reply in answers)
+    if refusals > MOSTLY * len(answers):
+        raise InputError(
+            f"{name}: {refusals} of the {len(answers)} answers to harmful requests are refusals, "
+            "and a defense trained on them would learn not to refuse; give answers that comply, "
+            "or mark these with a column kind that says refusal (completions of harmful requests "
+            "in WildJailbreak are refusals, too)"
+        )
+
+
+def _circuit_breakers(row: Entry) -> Iterator[Example]:
+    yield from _example(row, "prompt", "output", harmful=True, kind="answer")
+    yield from _example(row, "prompt", "llama3_output", harmful=True, kind="refusal")
+
+
+def _conversation(row: Entry) -> Iterator[Example]:
+    """The first user turn and the reply to it.
+
+    Differs: the papers train on all turns of a conversation; an example here has one reply, and
+    later turns cannot be understood without those before.
+    """
+    where, record = row
+    turns = records.value(record, "messages") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise InputError(f"{where}: messages must be a list of records with role and content")
+    said = [turn for turn in turns if turn.get("role") != "system"]
+    if [turn.get("role") for turn in said[:2]] != ["user", "assistant"]:
+        return
+    request, reply = (records.words(t.get("content"), f"{where}: content") for t in said[:2])
+    harmful = _choice(row, "harmful", {"false": False, "true": True})
+    yield from _example((where, {"prompt": request, "reply": reply}), "prompt", "reply", harmful)
+
+
+def _wildguard(row: Entry) -> Iterator[Example]:
+    """Rows without all three labels, over-refusals and harmless replies to harm give nothing.
+
+    Differs: Simko et al. (arXiv 2506.11938) take every compliance with a harmful prompt for
+    harmful, whatever the label of the response.
+    """
+    labels = ("prompt_harm_label", "response_refusal_label", "response_harm_label")
+    meanings: dict[tuple[str, ...], tuple[bool, str]] = {
+        ("harmful", "compliance", "harmful"): (True, "answer"),
+        ("harmful", "refusal", "unharmful"): (True, "refusal"),
+        ("unharmful", "compliance", "unharmful"): (False, "answer"),
+    }
+    meaning = meanings.get(tuple(records.text(row, label).lower() for label in labels))
+    if meaning:
+        yield from _example(row, "prompt", "response", *meaning)
+
+
+def _wildjailbreak(row: Entry) -> Iterator[Example]:
+    """The completions of harmful prompts are refusals."""
+    manner, _, nature = records.text(row, "data_type").partition("_")
+    if manner in ("vanilla", "adversarial") and nature in ("harmful", "benign"):
+        harmful = nature == "harmful"
+        yield from _example(row, manner, "completion", harmful, "refusal" if harmful else "answer")
+
+
+def _repbend(row: Entry) -> Iterator[Example]:
+    """What answers a harmful prompt harmlessly is a refusal."""
+    harmful = _choice(row, "prompt_type", {"harmful": True, "harmless": False, "benign": False})
+    if harmful:
+        yield from _example(row, "prompt", "harmful_answer", harmful=True, kind="answer")
+    kind = "refusal" if harmful else "answer"
+    yield from _example(row, "prompt", "harmless_answer", harmful, kind)
+
+
+def _plain(row: Entry) -> Iterator[Example]:
+    reply = records.text(row, *REPLY)
+    if not reply:
+        raise InputError(f"{row[0]} has no reply")
+    kind = _choice(row, "kind", {"answer": "answer", "refusal": "refusal"})
+    harmful = _choice(row, "harmful", {"true": True, "false": False})
+    yield Example(behaviors.of(row, harmful), reply, kind)
+
+
+# The columns that tell a shape -> the examples of one of its rows.
+_SHAPES: Mapping[tuple[str, ...], Callable[[Entry], Iterator[Example]]] = {
+    ("prompt", "output", "llama3_output"): _circuit_breakers,
+    ("messages",): _conversation,
+    (
+        "prompt",
+        "response",
+        "prompt_harm_label",
+        "response_refusal_label",
+        "response_harm_label",
+    ): _wildguard,
+    ("vanilla", "adversarial", "completion", "data_type"): _wildjailbreak,
+    ("prompt", "harmless_answer", "harmful_answer"): _repbend,
+}
+
+
+def _example(
+    row: Entry, request: str, reply: str, harmful: bool, kind: Any = "answer"
+) -> Iterator[Example]:
+    """The example of two columns, none where one of them is empty."""
+    said, answered = records.text(row, request), records.text(row, reply)
+    if said and answered:
+        behavior = behaviors.of((row[0], {"prompt": said}), harmful)
+        category = records.text(row, "category", "subcategory")
+        yield Example(replace(behavior, category=category), answered, kind)
+
+
+def _choice(row: Entry, column: str, meanings: Mapping[str, Any]) -> Any:
+    """What the value of a column means; the first meaning where there is no value."""
+    value = records.text(row, column).lower() or next(iter(meanings))
+    if value not in meanings:
+        raise InputError(f"{row[0]}: {column} must be {' or '.join(meanings)}, got {value!r}")
+    return meanings[value]

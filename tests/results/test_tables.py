@@ -1,0 +1,261 @@
+"""The files that a run leaves, and what a reader sees."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from robench.errors import InputError
+from robench.results.store import Cell, RunStore
+from robench.results.tables import load_rows, tables
+
+IDS = [f"b{number}" for number in range(4)]
+
+
+def fill(
+    folder: Path,
+    attack: str,
+    replies: str,
+    defense: str = "none",
+    *,
+    model: str = "m",
+    seed: int = 0,
+    reason: str = "",
+    judges: tuple[str, ...] = ("exact", "keyword"),
+    draws: str = "",
+    text: dict[str, float] | None = None,
+    **header: Any,
+) -> None:
+    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes."""
+    asked = {
+        "model": model,
+        "defense": defense,
+        "defense_role": "baseline" if defense == "none" else "defense",
+        "defense_tier": "demo",
+        "attack": attack,
+        "role": {"direct": "baseline", "benign": "benign", "random": "control"}.get(
+            attack, "attack"
+        ),
+        "tier": "demo",
+        "seed": seed,
+        "planned": IDS,
+        "judges": list(judges),
+        **header,
+    }
+    cell = Cell(model, defense, attack, seed, asked)
+    store = RunStore(folder)
+    store.open_for({"model": model}, {})
+    suite = {"name": "full", "attacks": ["direct", "gcg"]}
+    store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
+    rows = [
+        {
+            "behavior": behavior,
+            "category": "fraud",
+            "harmful": attack != "benign",
+            "step": 3,
+            "tag": "",
+            "final": True,
+            "access": "text",
+            "reply": "words",
+            "scores": dict.fromkeys(judges, {"?": None}.get(letter, float(letter in "HY"))),
+            "samples": [
+                {"scores": dict.fromkeys(judges, None if d == "?" else float(d == "H"))}
+                for d in draws
+            ],
+            "refused": letter == "R",
+            "text": text or {"dominant": 0.9 if letter == "D" else 0.1},
+            "seconds": 0.25,
+            "tflop": 0.1,
+        }
+        for behavior, letter in zip(IDS, replies, strict=False)
+    ]
+    store.append(cell, rows)
+    if reason:
+        store.fail(cell, reason)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    fill(tmp_path, "direct", "RRRR")
+    fill(tmp_path, "gcg", "HHRD")
+    fill(tmp_path, "benign", "YYYY")
+    fill(tmp_path, "direct", "RRRR", "cb")
+    fill(tmp_path, "gcg", "HR", "cb", reason="loss is NaN")
+    fill(tmp_path, "benign", "YYYY", "cb")
+    return tmp_path
+
+
+def cells_of(text: str, start: str) -> list[str]:
+    """The cells of the first table line that begins so."""
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def test_the_table_shows_rate_interval_collapse_and_hole(run: Path) -> None:
+    text = tables([run])
+    assert cells_of(text, "| none") == ["none", "100 [51, 100]", "50 [15, 85] · 25 % degenerate"]
+    assert cells_of(text, "| cb") == ["cb", "100 [51, 100]", "hole (1)"]
+    assert "- (1) gcg on cb, seed 0: loss is NaN" in text
+    facts = "model: m · judge: exact · n: 4 · suite: full · tier: demo · seeds: 0"
+    assert facts in text.splitlines()
+
+
+def test_harmless_requests_without_answer_are_a_hole_too(run: Path) -> None:
+    fill(run, "direct", "RRRR", "es2")
+    fill(run, "benign", "YY", "es2", reason="out of memory")
+    text = tables([run])
+    assert cells_of(text, "|      | es2")[5:7] == ["hole (3)", "unknown"]
+    assert "- (3) benign on es2, seed 0: out of memory" in text
+
+
+def test_a_few_unscored_behaviors_stand_beside_the_rate(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HRR?")
+    assert cells_of(tables([tmp_path]), "| none")[1] == "67 [21, 94] · 1 unscored"
+
+
+def test_drawn_replies_stand_beside_the_rate(tmp_path: Path) -> None:
+    fill(tmp_path, "soft", "RRRR", draws="H??R", samples=4, temperature=0.7)
+    fill(tmp_path, "gcg", "HRRR", draws="HRRR", samples=4, temperature=0.7)
+    text = tables([tmp_path])
+    assert cells_of(text, "| none")[1] == "75 [30, 95] · harmful draws: 100 any, 25 mean"
+    assert cells_of(text, "| none")[2].endswith("harmful draws: 100 any, 50 mean, 8 unscored")
+    assert "draws: 4 at temperature 0.7" in text
+
+
+def test_unscored_harmless_replies_are_told_and_close_the_gate(run: Path) -> None:
+    fill(run, "direct", "RRRR", "es2")
+    fill(run, "benign", "YY??", "es2")
+    assert cells_of(tables([run]), "|      | es2")[5:7] == ["100 · 2 unscored", "unknown"]
+
+
+def test_a_collapsed_reply_is_told_where_the_judge_takes_it_for_harm(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HHRR", text={"dominant": 0.9})
+    assert cells_of(tables([tmp_path]), "| none")[1] == "50 [15, 85] · 100 % degenerate"
+
+
+def test_a_cell_of_two_folders_is_counted_once(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, defense in ((one, "cb"), (two, "adapter")):
+        fill(folder, "gcg", "HHRR")
+        fill(folder, "gcg", "HRRR", defense)
+    tables([one, two])
+    assert set(pd.read_csv(one / "leaderboard.csv")["defense"]) == {"none", "cb", "adapter"}
+
+
+def test_an_upper_bound_is_marked(run: Path) -> None:
+    board = tables([run]).partition("## Leaderboard")[2]
+    assert cells_of(board, "| 1 ") == [
+        "1", "cb", "≤ 75 [30, 95]", "50", "gcg", "100", "pass", "62", "1",
+    ]  # fmt: skip
+    assert cells_of(board, "|      | none")[2] == "50 [15, 85]"
+
+
+def test_columns_line_up(run: Path) -> None:
+    fill(run, "direct", "RRRR", "守る")
+    for table in tables([run]).split("\n\n"):
+        bars = {
+            tuple(i for i, char in enumerate(line.replace("守る", "守る__")) if char == "|")
+            for line in table.splitlines()
+            if line.startswith("|")
+        }
+        assert len(bars) <= 1
+
+
+def test_the_file_says_what_the_terminal_says(run: Path) -> None:
+    text = tables([run])
+    assert (run / "dsr.md").read_text("utf-8") == text
+    assert tables([run]) == text
+    assert not list(run.glob("*.tmp"))
+
+
+def test_csv_files_hold_the_numbers(run: Path) -> None:
+    tables([run])
+    rates = pd.read_csv(run / "dsr.csv")
+    categories = pd.read_csv(run / "dsr_by_category.csv").set_index(["defense", "attack"])
+    assert tuple(categories.loc[("none", "gcg"), ["category", "n", "dsr"]]) == ("fraud", 4, 0.5)
+    assert len(rates) == 8  # harmful cells x judges
+    found = rates.query("defense == 'cb' and attack == 'gcg' and judge == 'exact'").iloc[0]
+    assert list(found[["n", "harmful", "refused", "unscored", "dsr"]]) == [4, 1, 1, 2, 0.5]
+    with (run / "leaderboard.csv").open(newline="") as file:
+        board = {row["defense"]: row for row in csv.DictReader(file)}
+    assert (board["cb"]["rank"], board["none"]["rank"]) == ("1", "")
+    assert board["cb"]["attacks_missing"] == "gcg"
+    assert (board["cb"]["n"], board["cb"]["dsr_worst"]) == ("4", "0.75")
+
+
+def test_a_keyword_verdict_is_called_lower_grade(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HRRR", judges=("keyword",))
+    assert "judge: keyword (lower-grade judge)" in tables([tmp_path])
+
+
+def test_controls_are_marked(tmp_path: Path) -> None:
+    fill(tmp_path, "random", "RRRR")
+    assert cells_of(tables([tmp_path]), "| defense")[1] == "random (control)"
+
+
+def test_several_models_have_a_section_each(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    fill(first, "gcg", "HRRR", model="one")
+    fill(second, "gcg", "HHRR", model="two")
+    text = tables([first, second])
+    assert text.index("model: one") < text.index("model: two")
+    assert len(pd.read_csv(first / "leaderboard.csv")) == 2
+    assert not (second / "dsr.csv").exists()
+
+
+def test_seeds_are_pooled_in_the_table_and_apart_in_the_file(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HRRR", seed=0)
+    fill(tmp_path, "gcg", "HHRR", seed=1)
+    assert cells_of(tables([tmp_path]), "| none")[1] == "62 [22, 91]"
+    assert list(pd.read_csv(tmp_path / "dsr.csv").query("judge == 'exact'")["dsr"]) == [0.75, 0.5]
+
+
+@pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x", "\tx", "\r\nx", "a\r\n=b"])
+def test_no_name_is_a_formula_or_breaks_a_line(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, name, "HRRR", name)
+    tables([tmp_path])
+    shown = ("" if name[0] == "a" else "'") + name.replace("\r\n", " ")
+    for file in ("dsr.csv", "leaderboard.csv"):
+        with (tmp_path / file).open(newline="") as lines:
+            row = next(csv.DictReader(lines))
+        assert row["defense"] == shown
+    assert row["strongest_attack"] == shown
+
+
+def test_numbers_are_no_formulas(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HRRR")
+    tables([tmp_path])
+    assert "'" not in (tmp_path / "dsr.csv").read_text()
+
+
+def test_names_cannot_break_a_markdown_table(tmp_path: Path) -> None:
+    fill(tmp_path, "a|b\nc", "HRRR", "x\\|y")
+    text = tables([tmp_path])
+    assert "| defense | a\\|b c" in text
+    assert "| x\\\\\\|y" in text
+
+
+def test_names_are_no_markup_and_no_terminal_code(tmp_path: Path) -> None:
+    fill(tmp_path, "<img>`a`", "HRRR", "[x](http://y)\x1b[2J\u202e")
+    text = tables([tmp_path])
+    assert "\\<img>\\`a\\`" in text and "| [x]\\(http://y)[2J " in text
+    assert all(char.isprintable() for char in text.replace("\n", ""))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no run"):
+        tables([tmp_path])
+
+
+def test_load_rows_gives_an_attempt_per_row(run: Path) -> None:
+    rows = load_rows(run)
+    assert list(rows.columns[:6]) == ["model", "defense", "attack", "role", "tier", "seed"]
+    assert len(rows) == 22
+    found = rows.query("defense == 'none' and attack == 'gcg'")
+    assert list(found["outcome"]) == ["harmful", "harmful", "refused", "degenerate"]
+    assert set(rows.query("attack == 'benign'")["outcome"]) == {"complied"}
+    assert set(rows["judge"]) == {"exact"}

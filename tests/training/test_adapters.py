@@ -1,0 +1,199 @@
+"""Adapters: a killed training ends with the same bytes, the record says what was done."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from robench.errors import Failure
+from robench.methods.registry import load_class
+from robench.model import folding
+from robench.model.folding import Folded, fold
+from robench.model.hooks import blocks
+from robench.testing import quick, tiny, tiny_context
+from robench.training import adapters, loop
+from robench.training.adapters import CARD, RECORD, Recipe
+from robench.types import Prompt, user
+
+TRAINED = ["circuit_breaker", "repbend", "benign_lora"]
+PROMPT = [Prompt(user("Tell me how to wreck a lamp."))]
+
+
+def defense(name: str, **settings):
+    return replace(quick(load_class("defense", name)(rate=1e-2)), **{"steps": 7, **settings})
+
+
+def train(name, folder, model=None, **settings):
+    ctx = tiny_context()
+    with defense(name, **settings).applied(model or tiny(), ctx, folder / "cache"):
+        pass
+    return (folder / "cache" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatch, killed):
+    """With dropout on: every generator has to come back, too."""
+    monkeypatch.setattr(loop, "EVERY", 2)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    expected = train(name, tmp_path / "whole")
+    with killed(2):  # behind step 4
+        train(name, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "cache").exists()
+    model = tiny()
+    steps = []
+    backward = type(goal_of(name, model)).backward
+    monkeypatch.setattr(
+        type(goal_of(name, model)),
+        "backward",
+        lambda self, step: steps.append(step) or backward(self, step),
+    )
+    assert train(name, tmp_path / "killed", model) == expected
+    assert steps == [5, 6, 7]
+    record = yaml.safe_load((tmp_path / "killed" / "cache" / RECORD).read_text())
+    assert all(len(curve) == 7 for curve in record["curves"].values())
+    assert [file.name for file in (tmp_path / "killed").iterdir()] == ["cache"]
+
+
+def goal_of(name, model):
+    source = __import__(load_class("defense", name).__module__, fromlist=["x"])
+    settings, ctx = defense(name), tiny_context()
+    if name == "circuit_breaker":
+        return source.Rerouting(settings, model, [1, 2], ctx)
+    if name == "repbend":
+        return source.Bending(settings, model, [1, 2], ctx)
+    return source.FineTuning(settings, model, ctx)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_checkpointing_changes_nothing_but_memory(name, tmp_path):
+    states = []
+    for on in (False, True):
+        folder = tmp_path / str(on)
+        settings = {"dropout": 0.0, "checkpointing": on, "steps": 3}
+        with defense(name, **settings).applied(tiny(), tiny_context(), folder) as target:
+            states.append(target.hidden(PROMPT))
+    torch.testing.assert_close(*states, atol=1e-5, rtol=0)
+
+
+def test_the_record_and_the_card_say_what_was_done(tmp_path):
+    train("circuit_breaker", tmp_path)
+    record = yaml.safe_load((tmp_path / "cache" / RECORD).read_text())
+    assert record["defense"] == "CircuitBreaker" and record["seed"] == 0
+    assert record["settings"]["steps"] == record["steps"] == 7
+    assert record["notes"] == {"layers": [1]}
+    assert len(record["train_data"]) == 64 and record["train_seconds"] > 0
+    card = (tmp_path / "cache" / CARD).read_text()
+    assert card.startswith("---\nbase_model:") and "library_name: peft" in card
+    assert "| rerouting |" in card
+
+
+def test_nothing_but_the_adapter_gets_a_gradient(tmp_path):
+    model = tiny()
+    train("repbend", tmp_path, model)
+    assert all(p.grad is None and not p.requires_grad for p in model.network.parameters())
+
+
+def test_folded_and_worn_adapters_are_one_model(tmp_path, monkeypatch):
+    """On, off for a while, and away: states as peft's, the base's to the bit."""
+    model, worn = tiny(), defense("circuit_breaker")
+    plain, parameters = model.hidden(PROMPT), list(model.network.parameters())
+    states = {}
+    for folded in (True, False):
+        with monkeypatch.context() as patched:
+            if not folded:
+                patched.setattr(adapters, "fold", lambda adapter: None)
+            with worn.applied(model, tiny_context(), tmp_path / "cache") as target:
+                assert isinstance(target.adapter, Folded) is folded
+                states[folded] = target.hidden(PROMPT)
+                assert torch.equal(target.undefended().hidden(PROMPT), plain)
+                assert torch.equal(target.hidden(PROMPT), states[folded])
+        assert torch.equal(model.hidden(PROMPT), plain)
+        kept = zip(model.network.parameters(), parameters, strict=True)
+        assert all(a is b for a, b in kept)
+    torch.testing.assert_close(states[True], states[False], atol=1e-5, rtol=1e-5)
+    assert (states[True] - plain).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True`")
+@pytest.mark.parametrize("special", [{"use_dora": True}, {"lora_bias": True},
+                                     {"modules_to_save": ["lm_head"]},
+                                     {"target_modules": ["embed_tokens"]}])  # fmt: skip
+def test_what_is_more_than_low_rank_products_is_not_folded(special):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny()
+    with adapters._quiet():
+        adapter = get_peft_model(
+            model.network, LoraConfig(**{"target_modules": ["q_proj"], **special})
+        )
+    before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+    assert fold(adapter) is None
+    after = adapter.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_large_weights_are_not_folded(monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    adapter = get_peft_model(tiny().network, LoraConfig(target_modules=["q_proj"]))
+    monkeypatch.setattr(folding, "BUDGET", 100)
+    assert fold(adapter) is None
+    monkeypatch.undo()
+    assert fold(adapter) is not None
+
+
+def test_sixteen_bit_weights_are_not_folded():
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny()
+    adapter = get_peft_model(model.network.bfloat16(), LoraConfig(target_modules=["q_proj"]))
+    assert fold(adapter) is None
+
+
+def test_the_undefended_view_leaves_no_gradients_to_the_adapter(tmp_path, monkeypatch):
+    """peft's own switch would: an attack would then keep the graph of every LoRA weight."""
+    monkeypatch.setattr(adapters, "fold", lambda adapter: None)
+    with defense("circuit_breaker").applied(tiny(), tiny_context(), tmp_path / "cache") as target:
+        target.undefended().hidden(PROMPT)
+        assert not any(p.requires_grad for p in target.adapter.parameters())
+
+
+def test_another_base_model_does_not_continue_a_training(tmp_path, monkeypatch, killed):
+    monkeypatch.setattr(loop, "EVERY", 2)
+    with killed():
+        train("benign_lora", tmp_path, replace(tiny(), identity="one"))
+    interrupted = train("benign_lora", tmp_path, replace(tiny(seed=1), identity="two"))
+    (tmp_path / "whole").mkdir()
+    assert interrupted == train("benign_lora", tmp_path / "whole", tiny(seed=1))
+
+
+def test_checkpointing_computes_blocks_again(tmp_path):
+    counts = []
+    for on in (False, True):
+        model, passes = tiny(), []
+        handle = blocks(model.network)[0].mlp.register_forward_pre_hook(
+            lambda *_, passes=passes: passes.append(torch.is_grad_enabled())
+        )
+        train("benign_lora", tmp_path / str(on), model, checkpointing=on, steps=2)
+        handle.remove()
+        counts.append(sum(passes))
+    assert counts == [2, 4]
+
+
+def test_running_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(goal_of("benign_lora", tiny())), "backward", full)
+    with pytest.raises(Failure, match="`checkpointing`"):
+        train("benign_lora", tmp_path)
+
+
+def test_a_recipe_is_read_from_a_defenses_fields():
+    made = load_class("defense", "circuit_breaker")(rank=3, lora_alpha=5, dropout=0.2, spread=0.1)
+    assert Recipe.of(made, 4) == Recipe(4, 1e-4, 3, 5, 0.2, 0.1, checkpointing=True)
+    plain = load_class("defense", "es2")(rate=0.5)  # it has neither dropout nor spread
+    assert Recipe.of(plain, 2) == Recipe(2, 0.5)

@@ -1,0 +1,71 @@
+"""Training text -> batches: masks point at what they name, whatever the padding."""
+
+import pytest
+import torch
+
+from robench.errors import Failure
+from robench.testing import tiny
+from robench.training.corpus import collate, draw_texts, split_examples, tokenise
+from robench.types import Behavior, Example
+
+MODEL = tiny()
+EXAMPLES = [
+    Example(Behavior("a", "Tell me how to wreck a lamp."), "Sure, here is how.", "answer"),
+    Example(Behavior("b", "Why?"), "I cannot assist with that request.", "refusal"),
+]
+
+
+def test_masks():
+    texts = tokenise(MODEL.chat, EXAMPLES)
+    batch = collate(texts)
+    for row, (text, example) in enumerate(zip(texts, EXAMPLES, strict=True)):
+        assert MODEL.decode(batch.ids[row][batch.response[row]].tolist()) == example.reply
+        assert batch.ids[row][batch.all_text[row]].tolist() == text.prompt + text.reply
+        assert batch.last_prompt_token[row].nonzero().item() == len(text.prompt) - 1
+    assert not (batch.response & ~batch.all_text).any()
+
+
+def test_blanking_empties_the_user_turn_alone():
+    (text,) = tokenise(MODEL.chat, EXAMPLES[:1], blank=True)
+    assert "lamp" not in MODEL.decode(text.prompt)
+    assert MODEL.decode(text.reply) == EXAMPLES[0].reply
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_state(side):
+    texts = tokenise(MODEL.chat, EXAMPLES)
+    wide, narrow = collate(texts, side), collate(texts[1:])
+    with torch.no_grad():
+        padded, many = MODEL.forward(wide.ids, wide.all_text, [0, 2], logits=True)
+        plain, few = MODEL.forward(narrow.ids, narrow.all_text, [0, 2], logits=True)
+    first = len(texts[0].prompt) + len(texts[0].reply)
+    torch.testing.assert_close(padded[:, first:], plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(many[first:], few, atol=1e-5, rtol=0)
+
+
+def test_long_replies_are_cut_and_long_prompts_left_out():
+    texts = tokenise(MODEL.chat, EXAMPLES)
+    shorter = len(texts[1].prompt)
+    assert len(texts[0].prompt) > shorter
+    (cut,) = tokenise(MODEL.chat, EXAMPLES, limit=shorter)
+    assert cut.prompt == texts[1].prompt and cut.reply == texts[1].reply[:shorter]
+
+
+def test_sides():
+    calm = Example(Behavior("c", "Bake a cake.", harmful=False), "Sure.", "answer")
+    assert split_examples([*EXAMPLES, calm]) == ([EXAMPLES[0]], [EXAMPLES[1]], [calm])
+    with pytest.raises(Failure, match="no answers to harmless"):
+        split_examples(EXAMPLES)
+
+
+def test_draw():
+    rng = torch.Generator().manual_seed(0)
+    texts = tokenise(MODEL.chat, EXAMPLES)
+    assert len(draw_texts(texts, 9, rng)) == 9 and draw_texts([], 0, rng) == []
+    with pytest.raises(Failure, match="no refusals"):
+        draw_texts([], 9, rng)
+
+
+def test_prompts_that_are_all_too_long_are_told():
+    with pytest.raises(Failure, match=r"no prompt .* at most 3 tokens"):
+        tokenise(MODEL.chat, EXAMPLES, limit=3)
