@@ -115,7 +115,7 @@ def search(
                 populations[row].breed(step, rewrite, settings, synonyms)
         wanted = [population.unknown() for population in populations]
         for population, members, losses in zip(populations, wanted, losses_of(wanted), strict=True):
-            line.known.update(zip(members, losses.tolist(), strict=True))
+            population.known.update(zip(members, losses.tolist(), strict=True))
         for row in going:
             yield populations[row].found(row, step, settings)
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 
 from robench import organism
 from robench.errors import InputError
-from robench.model import loading
 from robench.model.chat_model import parameters
 from robench.model.hooks import blocks
 from robench.model.loading import BUILT_IN, find_model, load_model, sketch
