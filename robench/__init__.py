@@ -1,8 +1,11 @@
 """robench measures how well safety defenses of language models hold against published attacks.
 
-    from robench import load_rows, run
+    import robench
 
-Both are imported when they are first asked for: importing robench alone loads no torch.
+    outcome = robench.run(attacks=["direct", "gcg"], defenses=["none", "crl"], n=10)
+    outcome.leaderboard
+
+Names load when they are first asked for: importing robench alone loads no torch.
 """
 
 from importlib import import_module
@@ -10,13 +13,21 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robench.results.tables import load_rows
-    from robench.runs.runner import run
+    from robench.results.artifacts import load_prompt as load_prompt
+    from robench.results.tables import load_rows as load_rows
+    from robench.runs.plan import plan as plan
+    from robench.runs.question import Question as Question
+    from robench.runs.run import run as run
 
-__all__ = ["__version__", "load_rows", "run"]
+_HOMES = {
+    "Question": "robench.runs.question",
+    "load_prompt": "robench.results.artifacts",
+    "load_rows": "robench.results.tables",
+    "plan": "robench.runs.plan",
+    "run": "robench.runs.run",
+}
+__all__ = ["__version__", *_HOMES]
 __version__ = version("robench")
-
-_HOMES = {"load_rows": "robench.results.tables", "run": "robench.runs.runner"}
 
 
 def __getattr__(name: str) -> Any:

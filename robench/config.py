@@ -82,6 +82,15 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{where}: cannot read {value!r}") from None
+    return fitted(value, hint, where)
+
+
+def fitted(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a type annotation asks for it: lists become tuples, whole numbers floats.
+
+    Raises:
+        InputError: it does not fit; `where` names it.
+    """
     try:
         return _fit(value, hint)
     except TypeError:
@@ -91,6 +100,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
 def _fit(value: Any, hint: Any) -> Any:
     """`value` as `hint` asks; TypeError where it does not fit."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in args:

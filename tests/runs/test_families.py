@@ -11,7 +11,7 @@ from robench.errors import InputError
 from robench.methods.registry import resolve
 from robench.model.hooks import blocks
 from robench.results.store import RunStore
-from robench.runs.runner import run
+from robench import run
 from robench.testing import FAMILIES, attack_problems, defense_problems, quick, tiny
 from robench.training.adapters import _linear_names
 

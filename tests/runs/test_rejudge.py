@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ from robench import cli, load_rows
 from robench.errors import InputError
 from robench.results.store import RunStore
 from robench.results.tables import tables
-from robench.runs.rejudge import judge
-from robench.runs.runner import run
+from robench.config import assignments
+from robench.runs import rejudge
+from robench import run
 from robench.testing import tiny
+
+
+def judge(folder: Path, references: list[str], settings: Sequence[str] = ()) -> int:
+    return rejudge.judge(folder, references, assignments(settings))
+
 
 QUICK: dict[str, Any] = {
     "matrix": "smoke", "attacks": ["direct"], "defenses": ["none"], "n": 4, "threads": 1,

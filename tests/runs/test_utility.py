@@ -27,7 +27,7 @@ from robench.organism import language
 from robench.results.metrics import Answer
 from robench.results.store import RunStore, defended_model_id
 from robench.runs import utility
-from robench.runs.runner import run
+from robench import run
 from robench.types import Prompt, user
 
 MINE = """
