@@ -261,7 +261,9 @@ def list_names(
         for name in registry.names(KINDS[kind]):
             typer.echo(f"{name:16} {registry.summary(KINDS[kind], name)}".rstrip())
     else:
-        raise InputError(f"no kind called {kind!r}{suggestion(kind, (*KINDS, 'matrices', 'models'))}")
+        raise InputError(
+            f"no kind called {kind!r}{suggestion(kind, (*KINDS, 'matrices', 'models'))}"
+        )
 
 
 @app.command()

@@ -144,7 +144,7 @@ WORDS = (
 
 
 def test_options_are_fields_of_the_question(call, asked):
-    call("run", *WORDS.split(), *"--keep-going --replace --tflops 300 --out o".split())
+    call("run", *WORDS.split(), *["--keep-going", "--replace", "--tflops", "300", "--out", "o"])
     assert asked.question == Question(
         matrix="smoke",
         attacks=("a", "b"),

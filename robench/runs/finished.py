@@ -62,9 +62,7 @@ class FinishedRun:
             dtype=question["dtype"],
             device_map=spec.device_map,
         )
-        base = load(
-            files, system=question["system"], max_new_tokens=question["max_new_tokens"]
-        )
+        base = load(files, system=question["system"], max_new_tokens=question["max_new_tokens"])
         # the base model and one more in memory
         return cls(store, base, lru_cache(1)(lambda name: load(loading.find_model(name))))
 

@@ -24,9 +24,9 @@ from robench.runs.cells import CHUNK, Group, groups_of
 from robench.runs.devices import choose_device, default_dtype, hardware
 from robench.runs.execute import Execution, one_line
 from robench.runs.forecast import Estimate, Setup, forecast, measured_rate, summary
+from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
-from robench.runs.matrices import Matrix
 from robench.runs.question import ModelSpec, Question
 from robench.runs.run_texts import RunTexts, gather, lacking
 from robench.types import Behavior, Judge
@@ -219,7 +219,7 @@ def plan(question: Question) -> Plan:
     attacks = resolve_all("attack", matrix.attacks, tier, settings)
     defenses = resolve_all("defense", matrix.defenses, tier, settings)
     chosen_judges = judges.choose(question.judges or (), settings, _judge_device(question))
-    declared = list(question.named_matrix().attacks if question.attacks else [m.name for m in attacks])
+    named = question.named_matrix().attacks if question.attacks else [a.name for a in attacks]
     check_settings_used(question.settings, [*attacks, *defenses], question.judges or ())
     files = find_base(question.model)
     if files.name != loading.BUILT_IN and question.texts.behaviors is None:
@@ -232,7 +232,7 @@ def plan(question: Question) -> Plan:
     shared = _shared(question, matrix, files, texts, chosen_judges)
     return Plan(
         question=question,
-        suite={"name": matrix.name, "attacks": declared},
+        suite={"name": matrix.name, "attacks": list(named)},
         files=files,
         texts=texts,
         judges=chosen_judges,

@@ -21,62 +21,88 @@ DEVICES = ("cpu", "cuda", "mps")
 Settings = Mapping[str, Mapping[str, Any]]  # method -> field -> value
 
 
-def _option(default: Any, help: str, **more: Any) -> Any:
-    """A field with what the command line says of it.
+def _about(help: str, **more: Any) -> dict[str, Any]:
+    """What the command line says of a field, and what it may hold.
 
     Args:
-        default: of the field.
         help: a line on what it means.
-        more: `name`, where the option is not called like the field; `least`, the lowest value;
-            `choices`, the only ones.
+        more: `name`, where the option is not called like the field, and `flag`, where that of the
+            command line is not; `least`, the lowest value; `choices`, the only ones;
+            `command_line`, the type of its words there.
     """
-    return field(default=default, metadata={"help": help, **more})
+    return {"help": help, **more}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """The model under test, and where it works."""
 
-    id: str = _option("organism", "organism, a model folder or a hub id", name="model")
-    revision: str | None = _option(None, "branch, tag or commit of a hub id")
-    chat_template: str | Path | None = _option(
-        None, "Jinja file that replaces the tokenizer's template"
+    id: str = field(
+        default="organism", metadata=_about("organism, a model folder or a hub id", name="model")
     )
-    trust_remote_code: bool = _option(False, "run code that comes with the model")
-    device: str | None = _option(None, "cpu, cuda, cuda:1, mps; by default a GPU if there is one")
-    device_map: str | None = _option(
-        None, "auto: spread the model over all GPUs", choices=("auto",)
+    revision: str | None = field(default=None, metadata=_about("branch, tag or commit of a hub id"))
+    chat_template: str | Path | None = field(
+        default=None, metadata=_about("Jinja file that replaces the tokenizer's template")
     )
-    dtype: str | None = _option(
-        None, "float32, bfloat16, float16", choices=("bfloat16", "float16", "float32")
+    trust_remote_code: bool = field(
+        default=False, metadata=_about("run code that comes with the model")
     )
-    threads: int | None = _option(None, "CPU threads", least=1)
+    device: str | None = field(
+        default=None, metadata=_about("cpu, cuda, cuda:1, mps; by default a GPU if there is one")
+    )
+    device_map: str | None = field(
+        default=None, metadata=_about("auto: spread the model over all GPUs", choices=("auto",))
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata=_about("float32, bfloat16, float16", choices=("bfloat16", "float16", "float32")),
+    )
+    threads: int | None = field(default=None, metadata=_about("CPU threads", least=1))
 
 
 @dataclass(frozen=True)
 class Texts:
     """The texts of a run: what is under test, and what methods read and train on."""
 
-    behaviors: str | Path | None = _option(
-        None, "harmful requests under test: FILE, hub id or name, as harmbench"
+    behaviors: str | Path | None = field(
+        default=None,
+        metadata=_about("harmful requests under test: FILE, hub id or name, as harmbench"),
     )
-    targets: str | Path | None = _option(None, "affirmative beginnings: JSON file, id to target")
-    benign: str | Path | None = _option(None, "harmless requests, as xstest")
-    reference: str | Path | None = _option(None, "harmful instructions for probes and tuning")
-    reference_harmless: str | Path | None = _option(None, "harmless instructions for probes")
-    train: tuple[str | Path, ...] = _option((), "prompts and replies for defenses: FILE ...")
-    n: int | None = _option(None, "behaviors under test, drawn per category", least=1)
-    n_benign: int | None = _option(None, "harmless requests asked of each defense", least=1)
+    targets: str | Path | None = field(
+        default=None, metadata=_about("affirmative beginnings: JSON file, id to target")
+    )
+    benign: str | Path | None = field(default=None, metadata=_about("harmless requests, as xstest"))
+    reference: str | Path | None = field(
+        default=None, metadata=_about("harmful instructions for probes and tuning")
+    )
+    reference_harmless: str | Path | None = field(
+        default=None, metadata=_about("harmless instructions for probes")
+    )
+    train: tuple[str | Path, ...] = field(
+        default=(), metadata=_about("prompts and replies for defenses: FILE ...")
+    )
+    n: int | None = field(
+        default=None, metadata=_about("behaviors under test, drawn per category", least=1)
+    )
+    n_benign: int | None = field(
+        default=None, metadata=_about("harmless requests asked of each defense", least=1)
+    )
 
 
 @dataclass(frozen=True)
 class Replies:
     """How the model under test replies."""
 
-    system: str | None = _option(None, "system prompt")
-    max_new_tokens: int | None = _option(None, "tokens of a reply, at most", least=1)
-    samples: int = _option(0, "drawn replies besides the greedy one", least=0)
-    temperature: float | None = _option(None, "of drawn replies, by default 1")
+    system: str | None = field(default=None, metadata=_about("system prompt"))
+    max_new_tokens: int | None = field(
+        default=None, metadata=_about("tokens of a reply, at most", least=1)
+    )
+    samples: int = field(
+        default=0, metadata=_about("drawn replies besides the greedy one", least=0)
+    )
+    temperature: float | None = field(
+        default=None, metadata=_about("of drawn replies, by default 1")
+    )
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not (self.samples and self.temperature > 0):
@@ -87,25 +113,33 @@ class Replies:
 class Question:
     """Which attacks meet which defenses, of which model, on which texts, judged by whom."""
 
-    matrix: str | Matrix = _option(
-        "full", f"{', '.join(matrices.names())} or FILE.yaml", command_line=str
+    matrix: str | Matrix = field(
+        default="full",
+        metadata=_about(f"{', '.join(matrices.names())} or FILE.yaml", command_line=str),
     )
-    attacks: tuple[Any, ...] | None = _option(
-        None, "NAME, NAME:PRESET, FILE.py:Class or LABEL=... of each", command_line=list[str]
+    attacks: tuple[Any, ...] | None = field(
+        default=None,
+        metadata=_about(
+            "NAME, NAME:PRESET, FILE.py:Class or LABEL=... of each", command_line=list[str]
+        ),
     )
-    defenses: tuple[Any, ...] | None = _option(None, "likewise", command_line=list[str])
+    defenses: tuple[Any, ...] | None = field(
+        default=None, metadata=_about("likewise", command_line=list[str])
+    )
     settings: Settings = field(
         default_factory=dict,
-        metadata={"help": "METHOD.FIELD=VALUE ...", "flag": "--set", "command_line": list[str]},
+        metadata=_about("METHOD.FIELD=VALUE ...", flag="--set", command_line=list[str]),
     )
-    seeds: tuple[int, ...] | None = _option(None, "0 1 ...", least=0)
-    tier: str | None = _option(
-        None, "preset of bare names: demo or paper", choices=("demo", "paper")
+    seeds: tuple[int, ...] | None = field(default=None, metadata=_about("0 1 ...", least=0))
+    tier: str | None = field(
+        default=None,
+        metadata=_about("preset of bare names: demo or paper", choices=("demo", "paper")),
     )
-    judges: tuple[Any, ...] | None = _option(
-        None, "NAME or NAME:PRESET ...; the first decides", command_line=list[str]
+    judges: tuple[Any, ...] | None = field(
+        default=None,
+        metadata=_about("NAME or NAME:PRESET ...; the first decides", command_line=list[str]),
     )
-    judge_device: str | None = _option(None, "by default --device")
+    judge_device: str | None = field(default=None, metadata=_about("by default --device"))
     model: ModelSpec = ModelSpec()
     texts: Texts = Texts()
     replies: Replies = Replies()
@@ -138,7 +172,10 @@ class Question:
         """
         given = {"attacks": self.attacks, "defenses": self.defenses, "seeds": self.seeds}
         given |= {"n": self.texts.n, "benign": self.texts.n_benign}
-        return replace(self.named_matrix(), **{name: value for name, value in given.items() if value is not None})
+        return replace(
+            self.named_matrix(),
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
 
 class Option(NamedTuple):

@@ -45,7 +45,10 @@ def _signature() -> inspect.Signature:
     own = list(inspect.signature(run).parameters.values())[:-1]
     asked = [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=option.type,
         )
         for option in OPTIONS.values()
     ]

@@ -8,11 +8,11 @@ from robench import organism
 from robench.errors import InputError
 from robench.methods.registry import Method
 from robench.model.loading import BUILT_IN
+from robench.runs.question import Texts
 from robench.texts import training_texts
 from robench.texts.behaviors import checksum, draw_behaviors, harmless, load_behaviors
 from robench.texts.leakage import Key, by_pair, by_text, check_disjoint, disjoint
 from robench.training.corpus import fingerprint
-from robench.runs.question import Texts
 from robench.types import Behavior, Example
 
 TUNE = 20  # at most, of references made from a file of behaviors

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from robench import run
 from robench.errors import Failure, InputError
 from robench.identity import source_digest
 from robench.methods.registry import load_class, resolve
 from robench.model.loading import BUILT_IN, find_model
 from robench.model.loading import load_model as load_model
 from robench.results.store import RunStore
-from robench import run
 from robench.runs.devices import hardware
 from robench.testing import quick, tiny, tiny_context
 from robench.types import Prompt, user

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from robench import run
 from robench.config import assignments
 from robench.methods.registry import resolve
 from robench.model import loading
@@ -17,7 +18,6 @@ from robench.runs.plan import plan
 from robench.runs.progress import duration
 from robench.runs.question import Question, Texts
 from robench.runs.run_texts import gather
-from robench import run
 from robench.testing import FAMILIES, tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Forecast, Lengths, user
 

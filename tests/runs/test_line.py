@@ -13,14 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robench import load_rows
+from robench import load_rows, run
 from robench.errors import InputError
 from robench.organism import behaviors
 from robench.results.store import RunStore
 from robench.results.tables import tables
 from robench.runs.question import Question
 from robench.runs.train import train as train_defense
-from robench import run
 
 QUICK = [
     "gcg.steps=2",

@@ -9,10 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robench import load_rows
+from robench import load_rows, run
 from robench.errors import InputError
 from robench.runs import matrices
-from robench import run
 from robench.runs.plan import plan
 from robench.runs.question import Question
 from robench.testing import tiny

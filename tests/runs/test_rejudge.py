@@ -12,13 +12,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robench import cli, load_rows
+from robench import cli, load_rows, run
+from robench.config import assignments
 from robench.errors import InputError
 from robench.results.store import RunStore
 from robench.results.tables import tables
-from robench.config import assignments
 from robench.runs import rejudge
-from robench import run
 from robench.testing import tiny
 
 

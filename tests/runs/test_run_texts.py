@@ -155,7 +155,7 @@ def test_real_references_beside_the_behaviors_they_were_taken_from(real_data):
             MODEL,
             behaviors=folder / "advbench_behaviors.csv",
             **files,
-            **{**SIZES, "n": 520},
+            n=520,
         )
 
 

@@ -62,7 +62,10 @@ def describe(name: str) -> str:
     """What a shipped matrix asks, for `robench show`."""
     matrix = load_matrix(name)
     lines = [f"{name} (matrix)", "", matrix.about, ""]
-    lines += [f"    attacks   {' '.join(matrix.attacks)}", f"    defenses  {' '.join(matrix.defenses)}"]
+    lines += [
+        f"    attacks   {' '.join(matrix.attacks)}",
+        f"    defenses  {' '.join(matrix.defenses)}",
+    ]
     lines += [f"    n         {matrix.n} harmful requests, {matrix.benign} harmless ones"]
     lines += [f"    seeds     {' '.join(map(str, matrix.seeds))}"]
     lines += [f"    settings  {' '.join(matrix.settings)}"] if matrix.settings else []
