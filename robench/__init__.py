@@ -1,8 +1,8 @@
 """robench measures how well safety defenses of language models hold against published attacks.
 
-    from robench import load_rows, run
+    from robench import load_prompt, load_rows, run
 
-Both are imported when they are first asked for: importing robench alone loads no torch.
+All are imported when they are first asked for: importing robench alone loads no torch.
 """
 
 from importlib import import_module
@@ -10,13 +10,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robench.results.tables import load_rows
+    from robench.results.answers import load_rows
+    from robench.results.artifacts import load_prompt
     from robench.runs.runner import run
 
-__all__ = ["__version__", "load_rows", "run"]
+__all__ = ["__version__", "load_prompt", "load_rows", "run"]
 __version__ = version("robench")
 
-_HOMES = {"load_rows": "robench.results.tables", "run": "robench.runs.runner"}
+_HOMES = {
+    "load_prompt": "robench.results.artifacts",
+    "load_rows": "robench.results.answers",
+    "run": "robench.runs.runner",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -257,11 +257,14 @@ def leaderboard(
     judge: Annotated[
         str, typer.Option(help="whose verdicts count; by default each run's first")
     ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the tables; by default the run")
+    ] = None,
 ) -> None:
     """Rebuild the tables of runs from their cells alone."""
     from robench.results import tables
 
-    typer.echo(tables.tables(folders, judge))
+    typer.echo(tables.tables(folders, judge, out))
 
 
 @app.command("list")

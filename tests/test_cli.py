@@ -315,10 +315,10 @@ def test_the_organisms_judge_is_not_asked_about_other_requests(call, tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
-    refused(call("leaderboard", tmp_path), "is no run")
-    refused(call("leaderboard", tmp_path / "nowhere"), "is no run")
+    refused(call("leaderboard", tmp_path), "is not a run folder")
+    refused(call("leaderboard", tmp_path / "nowhere"), "is not a run folder")
     (tmp_path / "mine.txt").write_text("mine")
-    refused(call("run", "--out", tmp_path), "is no run")
+    refused(call("run", "--out", tmp_path), "is not a run folder")
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 

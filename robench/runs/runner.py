@@ -17,7 +17,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import yaml
@@ -33,8 +33,9 @@ from robench.model import loading
 from robench.organism import language
 from robench.results import artifacts
 from robench.results.degeneration import measure
-from robench.results.metrics import Answer
-from robench.results.store import Cell, Row, RunStore
+from robench.results.schema import Header, Info, Row, Sample
+from robench.results.store import Cell, RunStore
+from robench.results.verdicts import Answer
 from robench.runs import matrices
 from robench.runs.cells import Group
 from robench.runs.forecast import Setup, measured_rate, outlook
@@ -177,10 +178,14 @@ def run(
                 raise InputError(f"{method.name} {lacking}, or leave it out")
     groups = _plan(common, chosen_attacks, chosen_defenses, data)
     if not dry_run:
-        for warning in store.open_for(common, {name: version(name) for name in PACKAGES}):
+        order = {
+            "defenses": [method.name for method in chosen_defenses],
+            "attacks": [method.name for method in chosen_attacks],
+        }
+        for warning in store.open_for(common, {name: version(name) for name in PACKAGES}, order):
             tqdm.write(f"warning: {warning}")
-        store.remember([as_dict(behavior) for behavior in (*data.behaviors, *data.benign)])
-    store.compatible([cell for group in groups for cell, _ in group.cells])
+        store.save_behaviors([as_dict(behavior) for behavior in (*data.behaviors, *data.benign)])
+    store.check_cells([cell for group in groups for cell, _ in group.cells])
     pending = [
         Group(group.defense, group.seed, tuple(p for p in group.cells if not store.complete(p[0])))
         for group in groups
@@ -391,7 +396,7 @@ class _Work:
         drawn = self._samples(attempts, target, cell)
         surprise = self._surprise(behaviors, texts, target)
         keys = artifacts.save_prompts([attempt.prompt for attempt in attempts], tensors)
-        rows = []
+        rows: list[Row] = []
         for i, (attempt, seconds, tflop) in enumerate(stamped):
             prompt, reply = attempt.prompt, replies[i]
             rendered = target.chat.render(prompt.messages)
@@ -437,13 +442,13 @@ class _Work:
 
     def _samples(
         self, attempts: Sequence[Attempt], target: ChatModel, cell: Cell
-    ) -> list[list[dict[str, Any]]]:
+    ) -> list[list[Sample]]:
         """Drawn replies to each final attempt on a harmful request, with their scores.
 
         The noise is the behavior's and the sample's own: neither the batch nor the defense changes
         it, so cells of one seed are compared on the same numbers.
         """
-        found: list[list[dict[str, Any]]] = [[] for _ in attempts]
+        found: list[list[Sample]] = [[] for _ in attempts]
         count = 0 if cell.attack == BENIGN else cell.header["samples"]
         asked = [(i, j) for i, a in enumerate(attempts) if a.final for j in range(count)]
         if not asked:
@@ -453,12 +458,12 @@ class _Work:
         generators = [ctx.rng("sample", attempts[i].behavior.id, j) for i, j in asked]
         noise = torch.stack([torch.rand(length, generator=rng) for rng in generators])
         prompts = [attempts[i].prompt for i, _ in asked]
-        replies = target.replies(prompts, noise, cell.header["temperature"])
+        replies = target.replies(prompts, noise, cell.header["temperature"] or 1.0)
         texts = [reply.text for reply in replies]
         scores = {n: judged(n, judge, behaviors, texts) for n, judge in self.judges.items()}
         for k, (i, _) in enumerate(asked):
             own = {name: _number(values[k]) for name, values in scores.items()}
-            sample = {"reply": texts[k], "truncated": replies[k].truncated, "scores": own}
+            sample: Sample = {"reply": texts[k], "truncated": replies[k].truncated, "scores": own}
             found[i].append(sample)
         return found
 
@@ -574,7 +579,7 @@ def _plan(
         for attack in (direct, *attacks):
             benign = attack is direct
             asked = data.benign if benign else data.behaviors
-            header = {
+            header: dict[str, Any] = {
                 **common,
                 "defense": defense.name,
                 "defense_fields": as_dict(defense.instance),
@@ -590,7 +595,8 @@ def _plan(
                 "planned": [behavior.id for behavior in asked],
                 "chunk": CHUNK,
             }
-            cells.append((Cell(common["model"], defense.name, attack.name, seed, header), attack))
+            names = (common["model"], defense.name, attack.name, seed)
+            cells.append((Cell(*names, cast(Header, header)), attack))
         groups.append(Group(defense, seed, tuple(cells)))
     return groups
 
@@ -600,7 +606,10 @@ def _holes(store: RunStore, groups: Sequence[Group]) -> int:
     rows = {path.name: rows for path, rows in store.replies()}
     cells = [cell for group in groups for cell, _ in group.cells]
     return sum(
-        bool(not store.complete(cell) or Answer(cell.header, {}, rows[cell.name], "").hole)
+        bool(
+            not store.complete(cell)
+            or Answer(cell.header, cast(Info, {}), rows[cell.name], "").hole
+        )
         for cell in cells
     )
 

@@ -22,8 +22,8 @@ from robench.errors import Failure, InputError
 from robench.identity import source_digest
 from robench.methods.registry import load_class, split
 from robench.model import loading
-from robench.results.metrics import HARMFUL
 from robench.results.store import RunStore, defended_model_id
+from robench.results.verdicts import HARMFUL
 
 if TYPE_CHECKING:
     from robench.model.chat_model import ChatModel

@@ -24,8 +24,9 @@ from robench.errors import InputError
 from robench.model import loading
 from robench.model.chat_model import ChatModel
 from robench.organism import language
-from robench.results.metrics import Answer
 from robench.results.store import RunStore, defended_model_id
+from robench.results.utility_columns import joined, measured
+from robench.results.verdicts import Answer
 from robench.runs import utility
 from robench.runs.runner import run
 from robench.types import Prompt, user
@@ -154,7 +155,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
         utility.measure(folder)
     assert utility.measure(folder) == 0
     assert asked == [*utility.BUILT_IN, *utility.BUILT_IN, utility.BUILT_IN[1]]
-    monkeypatch.setattr(loading, "load", None)  # nothing is left to do: no model is loaded
+    monkeypatch.setattr(loading, "load_model", None)  # nothing is left to do: no model is loaded
     assert utility.measure(folder) == 0
     files = sorted(path.name for path in (folder / "utility").iterdir())
     assert [name.partition("-")[0] for name in files] == ["none", "noop"]
@@ -205,21 +206,21 @@ def test_figures_are_means_over_seeds_and_unknown_where_a_seed_is_missing(tmp_pa
             if value is not ...:
                 store.add_utility(header, "task", {"value": value})
     table = pd.DataFrame({"model": "m", "defense": [f"{defense} [demo]" for defense in figures]})
-    found = utility.joined(table, answers, [store])
+    found = joined(table, answers, [store])
     assert list(found) == ["model", "defense", "utility_task", "utility_task_delta"]
-    assert utility.measured(found) == ["task"]
+    assert measured(found) == ["task"]
     nan = math.nan
     assert list(found["utility_task"]) == pytest.approx([0.6, 0.45, nan, nan], nan_ok=True)
     assert list(found["utility_task_delta"]) == pytest.approx([0, -0.15, nan, nan], nan_ok=True)
     later = RunStore(tmp_path / "later")  # the same model in another folder
     later.add_utility({**HEADER, "defense": "none", "defense_source": "none", "seed": 0}, "x", {})
-    assert utility.measured(utility.joined(table, answers, [store, later])) == ["task", "x"]
+    assert measured(joined(table, answers, [store, later])) == ["task", "x"]
 
 
 def test_without_figures_the_board_is_as_it_was(tmp_path: Path) -> None:
     table = pd.DataFrame({"model": ["m"], "defense": ["none"]})
     headless = Answer({"model": "m"}, {}, [], "")  # of a store that knows no worn models
-    pd.testing.assert_frame_equal(utility.joined(table, [headless], [RunStore(tmp_path)]), table)
+    pd.testing.assert_frame_equal(joined(table, [headless], [RunStore(tmp_path)]), table)
 
 
 def test_a_defended_model_is_known_by_all_that_it_depends_on() -> None:
@@ -327,7 +328,7 @@ def test_the_numbers_are_those_of_lm_eval_called_directly(folder: Path, local_ta
 def test_a_task_that_cannot_be_asked_is_refused_before_a_model_is_loaded(
     folder: Path, local_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "load", None)
+    monkeypatch.setattr(loading, "load_model", None)
     (local_tasks / "tiny.jsonl").rename(local_tasks / "elsewhere.jsonl")
     for task, told in (
         ("tiny_chioce", "did you mean 'tiny_choice'?"),
@@ -377,7 +378,7 @@ def test_a_model_that_is_edited_is_no_model_for_lm_eval(folder: Path, local_task
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         utility.measure(tmp_path)
 
 
