@@ -132,7 +132,7 @@ def replace_folder(draft: Path, folder: Path) -> None:
         else:
             _sync_folder(path)
     _sync_folder(draft)
-    draft.replace(folder)
+    os.replace(draft, folder)
     _sync_folder(folder.parent)
 
 

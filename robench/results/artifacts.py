@@ -73,7 +73,7 @@ def load_prompt(row: Mapping[str, Any] | pd.Series[Any]) -> Prompt:
 
 
 def read_prompt(cell: Path, artifact: Artifact) -> Prompt:
-    """The prompt that the artifact of a row in the folder of a cell describes; see `load_prompt`."""
+    """The prompt that the artifact of a row in a cell's folder describes; see `load_prompt`."""
     messages = tuple(artifact["messages"])
     if artifact["tensors"] is None:
         return Prompt(messages)
@@ -146,7 +146,8 @@ def _edit_class(reference: str) -> type:
         if module.startswith(_FROM_A_FILE):
             raise InputError(
                 f"the edit {name} is of an attack in a file: load the attack's file first, from "
-                'where the run had it: robench.methods.registry.load_class("attack", "FILE.py:CLASS")'
+                'where the run had it, by robench.methods.registry.load_class("attack", '
+                '"FILE.py:CLASS")'
             )
         if not _is_installed_method(module):
             raise InputError(

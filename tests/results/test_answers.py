@@ -54,7 +54,7 @@ def test_several_runs_are_read_together(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     fill(other, "gcg", "HHRR", "es2")
     answers = read_answers([run, other])
-    assert [a.header["defense"] for a in answers] == ["none", "cb", "es2", "none"]
+    assert [a.header["defense"] for a in answers] == ["none", "none", "cb", "es2"]
     assert disambiguate(answers) == answers
     assert set(load_rows(run, str(other))["run"]) == {str(run), str(other)}
 
