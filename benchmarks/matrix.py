@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.recording import record
-from robench.results.metrics import dsr_rows
-from robench.results.store import RunStore
+from robench.results.answers import read_answers
+from robench.results.rates import dsr_rows
 
 
 def main() -> None:
@@ -53,18 +53,18 @@ def main() -> None:
 
 def phases(folder: Path) -> pd.DataFrame:
     """A row per defense and phase: seconds and TFLOP of a run's training and attacks."""
-    cells = list(RunStore(folder).cells())
+    answers = read_answers([folder])
     trained = pd.DataFrame(
         {
-            "defense": header["defense"],
+            "defense": answer.header["defense"],
             "phase": "(training)",
-            "seconds": info["train_seconds"],
-            "tflop": info["train_tflop"],
+            "seconds": answer.info["train_seconds"],
+            "tflop": answer.info["train_tflop"],
         }
-        for header, info, _, _ in cells
-        if info.get("train_seconds")
+        for answer in answers
+        if answer.info.get("train_seconds")
     ).drop_duplicates()
-    rates = dsr_rows(cells)
+    rates = dsr_rows(answers)
     rates = rates[rates["judge"] == rates["judge"].iloc[0]].rename(columns={"attack": "phase"})
     return pd.concat([trained, rates[["defense", "phase", "seconds", "tflop"]]])
 

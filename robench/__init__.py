@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robench.results.answers import load_rows as load_rows
     from robench.results.artifacts import load_prompt as load_prompt
-    from robench.results.tables import load_rows as load_rows
     from robench.runs.plan import plan as plan
     from robench.runs.question import Question as Question
     from robench.runs.run import run as run
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Question": "robench.runs.question",
     "load_prompt": "robench.results.artifacts",
-    "load_rows": "robench.results.tables",
+    "load_rows": "robench.results.answers",
     "plan": "robench.runs.plan",
     "run": "robench.runs.run",
 }

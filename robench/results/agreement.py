@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from robench.results.metrics import HARMFUL, attacked, distinct, where
+from robench.results.verdicts import HARMFUL, attacked, distinct, where
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robench.results.metrics import Answer
+    from robench.results.verdicts import Answer
 
 COLUMNS = (
     "model", "judges", "n", "unscored", "agreement", "kappa", "alpha_verdicts", "alpha_scores",
@@ -59,13 +59,11 @@ def scores(answers: Iterable[Answer]) -> dict[str, list[float]]:
 def kappa(some: Scores, others: Scores) -> float:
     """Cohen's kappa of two judges' verdicts, on the replies that both scored."""
     pairs = [(a >= HARMFUL, b >= HARMFUL) for a, b in _both(some, others)]
-    n = len(pairs)
-    if not n:
-        return math.nan
-    first, second = sum(a for a, _ in pairs) / n, sum(b for _, b in pairs) / n
-    chance = first * second + (1 - first) * (1 - second)
-    same = sum(a == b for a, b in pairs) / n
-    return math.nan if chance == 1 else (same - chance) / (1 - chance)
+    if len({verdict for pair in pairs for verdict in pair}) < 2:
+        return math.nan  # scikit-learn would warn and say the same
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score([a for a, _ in pairs], [b for _, b in pairs]))
 
 
 def agreement(some: Scores, others: Scores) -> float:

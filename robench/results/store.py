@@ -1,50 +1,56 @@
-"""RunStore: a folder per cell, append-only JSONL, safetensors beside it.
+"""RunStore: a folder per cell, append-only JSON Lines, safetensors beside them.
 
-    DIR/run.json                   what every cell of the run shares; a folder made for another
-                                   question is refused
+    DIR/run.json                   what every cell of the run shares; another question is refused
     DIR/behaviors.jsonl            the requests, harmful and harmless: for judges that come later
-    DIR/judges.json                what judges that came later are: their fields, model and prompt
-    DIR/cells/NAME/cell.json       {"header": what was asked, "info": how it was answered}
+    DIR/judges.json                what judges that came later are
+    DIR/cells/NAME/cell.json       what was asked, and how it was answered
     DIR/cells/NAME/rows.jsonl      a line per attempt, written behavior by behavior
-    DIR/cells/NAME/scores-JUDGE.jsonl      what a later judge says of them: row, sample (null: of
-                                           the row's own reply), judge, score
+    DIR/cells/NAME/scores-JUDGE.jsonl      what a later judge says of them
     DIR/cells/NAME/tensors/*.safetensors   soft prompts and edits; memo.safetensors: what was fitted
     DIR/cells/NAME/failed.json     why the cell has a hole, until it succeeds
     DIR/defenses/NAME/             the adapter of a trained defense
     DIR/utility/NAME.json          what harmless tasks say of a defended model
+    DIR/.lock                      held by the process that writes
 
-A row of rows.jsonl:
-    behavior, category, harmful    of the request
-    step, tag, final, access       of the attempt; access is text, embedding or activation
-    artifact                       {"messages": [...], "tensors": file name or null}
-    prompt_sha256, roundtrip_ok    of the rendered prompt; null where there is no text artifact
-    reply, truncated               what the target said; reply null: it said nothing, unscored
-    scores                         {judge: score in [0, 1] or null}; null = could not judge
-    samples                        of a final attempt: [{"reply", "truncated", "scores"}, ...]
-    refused                        whether the reply reads as a refusal
-    text                           measures of collapse (see degeneration.py)
-    loss, trace                    the attack's own loss, never used for a verdict
-    seconds, tflop                 the cost of the cell up to this attempt, per behavior
-    tries                          settings compared with the tuning judge
-    last                           whether it is the behavior's last row
+`schema.py` says what stands in each of them.
+
+Whoever writes holds the folder: `with store.locked(): ...`. Nothing here takes the lock by itself.
+The tensors that a row cites are on the disk before the row is: callers save them
+(`artifacts.save_prompts`) and what was fitted (`artifacts.remember`), and only then append rows. A
+process that dies in between leaves tensors that nothing cites, never a row without its tensors.
 """
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from robench import files, locks
 from robench.config import digest
 from robench.errors import InputError
+from robench.results.schema import (
+    BENIGN,
+    CellRecord,
+    FailureRecord,
+    Header,
+    Info,
+    Order,
+    Question,
+    Row,
+    RunRecord,
+    Sample,
+    ScoreLine,
+    StoredCell,
+    UtilityRecord,
+)
 
-Row = dict[str, Any]
-
-_NAMES = ("model", "defense", "attack", "seed")  # what a row of the tables is known by
-_WORN = (
+_CELL_KEY = ("model", "defense", "attack", "seed")  # what a row of the tables is named by
+_NO_ORDER: Order = {"defenses": [], "attacks": []}
+_DEFENDED_MODEL_FIELDS = (
     "weights",
     "template",
     "system",
@@ -68,7 +74,7 @@ class Cell:
     defense: str
     attack: str
     seed: int
-    header: Mapping[str, Any]
+    header: Header
 
     @property
     def name(self) -> str:
@@ -83,11 +89,11 @@ class Cell:
 
 
 def defended_model_id(header: Mapping[str, Any]) -> str:
-    """What the defended model of a cell is known by: the hash of all that its training depends on.
+    """The identity of a cell's defended model: a hash of all that its training depends on.
 
     It does not hold the defense's name, so that one model under two names is one model.
     """
-    return digest([header[name] for name in _WORN])
+    return digest([header[name] for name in _DEFENDED_MODEL_FIELDS])
 
 
 class RunStore:
@@ -96,58 +102,199 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def open_for(self, question: Mapping[str, Any], versions: Mapping[str, str]) -> list[str]:
+    # The run
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder, made if need be, against other processes; see `locks.locked`.
+
+        Raises:
+            InputError: another process holds it, it is something else than a run, or it cannot be
+                made.
+        """
+        self._make()
+        return locks.locked(self.folder)
+
+    def open_for(
+        self,
+        question: Mapping[str, Any],
+        versions: Mapping[str, str],
+        order: Mapping[str, Sequence[str]],
+    ) -> list[str]:
         """Make the folder this run's own, or check that it already is.
+
+        Args:
+            order: "defenses" and "attacks", as they were asked for; they come before those that
+                are in the folder already.
 
         Returns:
             A warning for each package whose version differs from the folder's.
 
         Raises:
-            InputError: the folder belongs to another question, is no run, or cannot be made.
+            InputError: the folder belongs to another question, is not a run's, or cannot be made.
         """
+        self._make()
         path = self.folder / "run.json"
-        if path.is_file():
-            known = _read(path)
-            differs = _difference(known["question"], question)
-            if differs:
-                raise InputError(f"{self.folder} was made for {differs}; choose another --out")
-            changed = {k: v for k, v in known["versions"].items() if versions.get(k, v) != v}
-            return [f"{k} was {v} here, is now {versions[k]}" for k, v in changed.items()]
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty and is no run; choose another --out")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {self.folder}: {error.strerror}") from error
-        write_atomically(path, {"question": dict(question), "versions": dict(versions)})
-        return []
+        new = {"question": question, "versions": versions, "order": _NO_ORDER}
+        record = self._record() if path.is_file() else cast(RunRecord, new)
+        differs = _difference(record["question"], question)
+        if differs:
+            raise InputError(f"{self.folder} was made with {differs}; choose another --out")
+        extended = _extended(record["order"], order)
+        if extended != record["order"] or not path.is_file():
+            files.write_json(path, {**record, "order": extended})
+        then = record["versions"]
+        return [
+            f"{name} was {then[name]} here, is now {version}"
+            for name, version in versions.items()
+            if then.get(name, version) != version
+        ]
 
-    def question(self) -> dict[str, Any]:
-        """What the run's cells share."""
-        path = self.folder / "run.json"
-        if not path.is_file():
-            raise InputError(f"{self.folder} is no run: it has no run.json")
-        return _read(path)["question"]
+    def question(self) -> Question:
+        """What the run's cells share.
 
-    def remember(self, behaviors: Sequence[Mapping[str, Any]]) -> None:
+        Raises:
+            InputError: the folder is not a run's.
+        """
+        return self._record()["question"]
+
+    def save_behaviors(self, behaviors: Sequence[Mapping[str, Any]]) -> None:
         """Keep the requests of the run; the question has their checksums, so they stay the same."""
         path = self.folder / "behaviors.jsonl"
         if not path.is_file():
-            _write(path, "".join(_line(behavior) for behavior in behaviors))
+            files.write_text(path, "".join(map(files.json_line, behaviors)))
 
     def behaviors(self) -> list[dict[str, Any]]:
         """The requests of the run: the fields of each.
 
         Raises:
-            InputError: the folder is no run, or was made before requests were kept.
+            InputError: the folder is not a run's, or lost them.
         """
         self.question()
         path = self.folder / "behaviors.jsonl"
         if not path.is_file():
-            raise InputError(
-                f"{self.folder} has no behaviors.jsonl; the command that made it adds it"
-            )
-        return [_parsed(line, path, number) for number, line in enumerate(_lines(path), 1)]
+            raise InputError(f"{self.folder} has no behaviors.jsonl; run the same command again")
+        return files.read_json_lines(path)
+
+    def _record(self) -> RunRecord:
+        path = self.folder / "run.json"
+        if not path.is_file():
+            raise InputError(f"{self.folder} is not a run folder (no run.json)")
+        return files.read_json(path)
+
+    def _make(self) -> None:
+        """Make the folder unless it is there; refuse one of something else, as it is.
+
+        Raises:
+            InputError: it holds something else than a run, or cannot be made.
+        """
+        if (self.folder / "run.json").is_file():
+            return
+        if self.folder.is_dir():
+            if any(path.name not in (locks.LOCK, locks.OWNER) for path in self.folder.iterdir()):
+                raise InputError(
+                    f"{self.folder} is not empty and is not a run folder (no run.json); "
+                    "choose another --out"
+                )
+            return
+        try:
+            files.make_folder(self.folder)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+
+    # Its cells
+
+    def check_cells(self, cells: Sequence[Cell], replace: bool = False) -> None:
+        """Check that the folder holds no cell of the same names that was asked otherwise.
+
+        Args:
+            replace: remove such cells instead, with all that was recorded of them.
+
+        Raises:
+            InputError: names the first field that differs.
+        """
+        wanted = {_key(cell.header): cell for cell in cells}
+        for header, _, path in list(self._records()):
+            cell = wanted.get(_key(header))
+            differs = _difference(header, cell.header) if cell else ""
+            if not (cell and differs):
+                continue
+            if not replace:
+                raise InputError(
+                    f"{self.folder} holds {cell.defense} x {cell.attack} with {differs}; "
+                    "give --replace to run it again, or choose another --out"
+                )
+            files.remove_folder(path)
+
+    def path(self, cell: Cell) -> Path:
+        """The cell's folder."""
+        return self.folder / "cells" / cell.name
+
+    def open(self, cell: Cell, info: Mapping[str, Any]) -> Path:
+        """The cell's folder, with its record written and a torn last line cut off."""
+        path = self.path(cell)
+        files.make_folder(path / "tensors")
+        record = cast(CellRecord, {"header": cell.header, "info": info})
+        files.write_json(path / "cell.json", record)
+        files.cut_lines(path / "rows.jsonl", len(_whole_rows(path)))
+        return path
+
+    def done(self, cell: Cell) -> set[str]:
+        """Ids of the behaviors whose rows are all written."""
+        return {row["behavior"] for row in _whole_rows(self.path(cell))}
+
+    def complete(self, cell: Cell) -> bool:
+        """Whether every planned behavior is done and no failure stands."""
+        path = self.path(cell)
+        if not (path / "cell.json").is_file() or (path / "failed.json").is_file():
+            return False
+        return self.done(cell) >= set(cell.header["planned"])
+
+    def append(self, cell: Cell, rows: Sequence[Row]) -> None:
+        """Add all rows of some behaviors, behavior by behavior, in one write that reaches the disk.
+
+        The last row of each behavior is marked, so that a torn write is noticed. The tensors that
+        the rows cite must be on the disk.
+        """
+        following = [row["behavior"] for row in rows[1:]]
+        marked = (
+            {**row, "last": row["behavior"] != after}
+            for row, after in zip(rows, [*following, None], strict=True)
+        )
+        files.append_lines(self.path(cell) / "rows.jsonl", [*map(files.json_line, marked)])
+
+    def fail(self, cell: Cell, reason: str) -> None:
+        """Record why the cell has a hole."""
+        record: FailureRecord = {"reason": reason}
+        files.write_json(self.path(cell) / "failed.json", record)
+
+    def clear_failure(self, cell: Cell) -> None:
+        """Forget an earlier failure: the cell is about to be tried again."""
+        (self.path(cell) / "failed.json").unlink(missing_ok=True)
+
+    def cells(self) -> Iterator[StoredCell]:
+        """Every cell of the folder, in the order in which defenses and attacks were asked for.
+
+        Within a defense the harmless requests come first, then the attacks, each seed by seed.
+        Judges that came later stand in the header after the run's own, their scores in the rows.
+        """
+        return (cell for _, cell in self.located_cells())
+
+    def located_cells(self) -> Iterator[tuple[Path, StoredCell]]:
+        """`cells`, each with its folder."""
+        order = self._record()["order"]
+        for header, info, path in sorted(self._records(), key=lambda r: _position(r[0], order)):
+            failed = path / "failed.json"
+            reason = files.read_json(failed)["reason"] if failed.is_file() else ""
+            rows, later = _scored(path)
+            header["judges"] = list(dict.fromkeys([*header["judges"], *later]))
+            yield path, (header, info, rows, reason)
+
+    def _records(self) -> Iterator[tuple[Header, Info, Path]]:
+        for path in sorted((self.folder / "cells").glob("[!.]*/cell.json")):
+            record: CellRecord = files.read_json(path)
+            yield record["header"], record["info"], path.parent
+
+    # Judges that come later
 
     def register_judge(self, judge: str, record: Mapping[str, Any]) -> None:
         """Note what a later judge is; where it is the run's own or has scored, check that it is it.
@@ -156,17 +303,21 @@ class RunStore:
             InputError: names the first field that differs.
         """
         path = self.folder / "judges.json"
-        known = _read(path) if path.is_file() else {}
-        own = self.question().get("judge_fields", {})
-        differs = _difference({**known, **own}.get(judge, record), record)
+        later = files.read_json(path) if path.is_file() else {}
+        own = self.question()["judge_fields"]
+        differs = _difference({**later, **own}.get(judge, record), record)
         if differs and judge in own:
             raise InputError(f"{self.folder} was run with {judge} with {differs}")
-        said = (reply for _, rows in self.replies() for row in rows for reply in replied(row))
-        if differs and any(reply["scores"].get(judge) is not None for _, reply in said):
+        if differs and any(
+            reply["scores"].get(judge) is not None
+            for _, rows in self.replies()
+            for row in rows
+            for _, reply in replied(row)
+        ):
             raise InputError(
                 f"{self.folder} was judged by {judge} with {differs}; judge a copy of the folder"
             )
-        write_atomically(path, {**known, judge: dict(record)})
+        files.write_json(path, {**later, judge: dict(record)})
 
     def replies(self) -> Iterator[tuple[Path, list[Row]]]:
         """The folder of every cell and its rows, with the scores of all judges so far."""
@@ -181,7 +332,7 @@ class RunStore:
 
         A reply that is without a score again is not written again.
         """
-        lines = [
+        lines: list[ScoreLine] = [
             {
                 "row": place,
                 "behavior": row["behavior"],
@@ -194,202 +345,85 @@ class RunStore:
         ]
         if lines:
             file = path / f"scores-{Cell.slug(judge)}.jsonl"
-            _cut(file, sum(map(len, _lines(file))))
-            _append(file, "".join(map(_line, lines)))
+            files.cut_lines(file)
+            files.append_lines(file, [*map(files.json_line, lines)])
 
-    def compatible(self, cells: Sequence[Cell]) -> None:
-        """Check that the folder holds no cell of the same names that was asked otherwise.
-
-        Raises:
-            InputError: names the first field that differs.
-        """
-        known = {tuple(header[key] for key in _NAMES): header for header, *_ in self._records()}
-        for cell in cells:
-            header = known.get(tuple(cell.header[key] for key in _NAMES), cell.header)
-            differs = _difference(header, cell.header)
-            if differs:
-                raise InputError(
-                    f"{self.folder} holds {cell.defense} x {cell.attack} with {differs}; "
-                    "choose another --out"
-                )
-
-    def path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.name
+    # Its defended models
 
     def adapter(self, header: Mapping[str, Any]) -> Path:
         """Where the adapter of a cell's defense is, if it has one and is trained."""
-        return self.folder / "defenses" / self._worn_name(header)
+        return self.folder / "defenses" / _defended_model_name(header)
 
     def utility(self, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """What each harmless task said of a cell's defended model so far."""
         path = self._utility_file(header)
-        return _read(path)["tasks"] if path.is_file() else {}
+        return files.read_json(path)["tasks"] if path.is_file() else {}
 
     def add_utility(self, header: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> None:
         """Record what one more task said."""
-        tasks = {**self.utility(header), task: dict(found)}
-        known = {
-            "worn": defended_model_id(header),
+        record: UtilityRecord = {
+            "defended_model": defended_model_id(header),
             "defense": header["defense"],
             "seed": header["seed"],
+            "tasks": {**self.utility(header), task: dict(found)},
         }
-        write_atomically(self._utility_file(header), {**known, "tasks": tasks})
+        files.write_json(self._utility_file(header), record)
 
     def utilities(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-        """What each defended model is known by, and what each harmless task said of it."""
+        """The identity of each defended model, and what each harmless task said of it."""
         for path in sorted((self.folder / "utility").glob("*.json")):
-            record = _read(path)
-            yield record["worn"], record["tasks"]
+            record: UtilityRecord = files.read_json(path)
+            yield record["defended_model"], record["tasks"]
 
     def _utility_file(self, header: Mapping[str, Any]) -> Path:
-        return self.folder / "utility" / f"{self._worn_name(header)}.json"
-
-    @staticmethod
-    def _worn_name(header: Mapping[str, Any]) -> str:
-        return f"{Cell.slug(header['defense'])}-{defended_model_id(header)[:10]}"
-
-    def open(self, cell: Cell, info: Mapping[str, Any]) -> Path:
-        """The cell's folder, with its record written and a torn last line cut off."""
-        path = self.path(cell)
-        (path / "tensors").mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "cell.json", {"header": dict(cell.header), "info": dict(info)})
-        _cut(path / "rows.jsonl", sum(len(line) for line, _ in _whole(path)))
-        return path
-
-    def done(self, cell: Cell) -> set[str]:
-        """Ids of the behaviors whose rows are all written."""
-        return {row["behavior"] for _, row in _whole(self.path(cell))}
-
-    def complete(self, cell: Cell) -> bool:
-        """Whether every planned behavior is done and no failure stands."""
-        path = self.path(cell)
-        if not (path / "cell.json").is_file() or (path / "failed.json").is_file():
-            return False
-        return self.done(cell) >= set(cell.header["planned"])
-
-    def append(self, cell: Cell, rows: Sequence[Row]) -> None:
-        """Add all rows of some behaviors, behavior by behavior, in one write that reaches the disk.
-
-        The last row of each behavior is marked, so that a torn write is noticed.
-        """
-        following = [row["behavior"] for row in rows[1:]]
-        rows = [
-            {**row, "last": row["behavior"] != after}
-            for row, after in zip(rows, [*following, None], strict=True)
-        ]
-        _append(self.path(cell) / "rows.jsonl", "".join(map(_line, rows)))
-
-    def fail(self, cell: Cell, reason: str) -> None:
-        """Record why the cell has a hole."""
-        write_atomically(self.path(cell) / "failed.json", {"reason": reason})
-
-    def clear_failure(self, cell: Cell) -> None:
-        """Forget an earlier failure: the cell is about to be tried again."""
-        (self.path(cell) / "failed.json").unlink(missing_ok=True)
-
-    def info(self, cell: Cell) -> dict[str, Any]:
-        path = self.path(cell) / "cell.json"
-        return _read(path)["info"] if path.is_file() else {}
-
-    def cells(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[Row], str]]:
-        """(header, info, rows, reason of failure or "") of every cell of the folder, by name.
-
-        Judges that came later stand in the header behind the run's own, their scores in the rows.
-        """
-        self.question()
-        for header, info, path in self._records():
-            failed = path / "failed.json"
-            reason = _read(failed)["reason"] if failed.is_file() else ""
-            rows, later = _scored(path)
-            if later:
-                header["judges"] = list(dict.fromkeys([*header["judges"], *later]))
-            yield header, info, rows, reason
-
-    def _records(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], Path]]:
-        for path in sorted((self.folder / "cells").glob("*/cell.json")):
-            record = _read(path)
-            yield record["header"], record["info"], path.parent
+        return self.folder / "utility" / f"{_defended_model_name(header)}.json"
 
 
-def replied(row: Row) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
+def replied(row: Row) -> Iterator[tuple[int | None, Sample]]:
     """What was said to an attempt: None and the row itself, then its samples by number.
 
-    Each has `reply` and `scores`. A row whose reply is null has none of them.
+    A row has the fields of a sample; where its reply is null it is left out.
     """
     if row["reply"] is not None:
-        yield None, row
-    yield from enumerate(row.get("samples", ()))  # rows of runs that drew none have no such key
+        yield None, cast(Sample, row)
+    yield from enumerate(row["samples"])
 
 
-def write_atomically(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename: a reader never sees half a file."""
-    _write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+def _defended_model_name(header: Mapping[str, Any]) -> str:
+    return f"{Cell.slug(header['defense'])}-{defended_model_id(header)[:10]}"
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.tmp")
-    with draft.open("wb") as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def _key(header: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(header[name] for name in _CELL_KEY)
 
 
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+def _extended(order: Order, latest: Mapping[str, Sequence[str]]) -> Order:
+    """The order in which all names stand: those of the latest command first."""
+    return {
+        "defenses": list(dict.fromkeys([*latest["defenses"], *order["defenses"]])),
+        "attacks": list(dict.fromkeys([*latest["attacks"], *order["attacks"]])),
+    }
 
 
-def _append(path: Path, lines: str) -> None:
-    """Add lines in one write that reaches the disk."""
-    with path.open("ab") as file:
-        file.write(lines.encode("utf-8", "surrogatepass"))
-        file.flush()
-        os.fsync(file.fileno())
+def _position(header: Header, order: Order) -> tuple[int, bool, int, int]:
+    """Where a cell stands among those of its run."""
+    defense, attack = header["defense"], header["attack"]
+    places = [
+        names.index(name) if name in names else len(names)
+        for name, names in ((defense, order["defenses"]), (attack, order["attacks"]))
+    ]
+    return places[0], attack != BENIGN, places[1], header["seed"]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError:
-        raise InputError(f"{path} is damaged: it is not JSON") from None
-
-
-def _parsed(line: bytes, file: Path, number: int) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except ValueError:
-        raise InputError(f"{file}, line {number} is damaged: it is not JSON") from None
-
-
-def _lines(file: Path) -> list[bytes]:
-    """The lines of a file that are whole; none where there is no file."""
-    if not file.is_file():
-        return []
-    lines = file.read_bytes().splitlines(keepends=True)
-    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
-
-
-def _cut(file: Path, size: int) -> None:
-    """Cut off the torn end that a killed run left behind `size` bytes."""
-    if file.is_file() and size < file.stat().st_size:
-        with file.open("r+b") as stream:
-            stream.truncate(size)
-
-
-def _whole(path: Path) -> Iterator[tuple[bytes, Row]]:
-    """The lines and rows of the behaviors that are whole; the torn end of a killed run is not.
+def _whole_rows(path: Path) -> list[Row]:
+    """The rows of the behaviors that are whole; the torn end of a killed run is not.
 
     Raises:
         InputError: a line that is whole is damaged.
     """
-    pending = []
-    file = path / "rows.jsonl"
-    for number, line in enumerate(_lines(file), 1):
-        pending.append((line, _parsed(line, file, number)))
-        if pending[-1][1]["last"]:
-            yield from pending
-            pending = []
+    rows: list[Row] = files.read_json_lines(path / "rows.jsonl")
+    ends = [number for number, row in enumerate(rows, 1) if row["last"]]
+    return rows[: max(ends, default=0)]
 
 
 def _scored(path: Path) -> tuple[list[Row], list[str]]:
@@ -400,32 +434,31 @@ def _scored(path: Path) -> tuple[list[Row], list[str]]:
     Raises:
         InputError: scores are damaged, or not those of the rows beside them.
     """
-    rows = [row for _, row in _whole(path)]
+    rows = _whole_rows(path)
     judges: dict[str, None] = {}
     for file in sorted(path.glob("scores-*.jsonl")):
-        for number, line in enumerate(_lines(file), 1):
-            score = _parsed(line, file, number)
-            # Scores of before drawn replies were judged later have no such key.
-            place, sample = score["row"], score.get("sample")
-            said = dict(replied(rows[place])) if place < len(rows) else {}
-            if sample not in said or rows[place]["behavior"] != score["behavior"]:
+        lines: list[ScoreLine] = files.read_json_lines(file)
+        for line in lines:
+            place, sample = line["row"], line["sample"]
+            replies = dict(replied(rows[place])) if place in range(len(rows)) else {}
+            if sample not in replies or rows[place]["behavior"] != line["behavior"]:
                 raise InputError(f"{file} does not belong to the rows beside it")
-            said[sample]["scores"][score["judge"]] = score["score"]
-            judges[score["judge"]] = None
+            replies[sample]["scores"][line["judge"]] = line["score"]
+            judges[line["judge"]] = None
     return rows, list(judges)
 
 
-def _difference(known: Mapping[str, Any], asked: Mapping[str, Any], place: str = "") -> str:
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> str:
     """The first field in which two records differ, with both values; "" where they are equal."""
-    for key, value in asked.items():
-        was = known.get(key)
+    for key in {**now, **before}:
+        was, value = before.get(key), now.get(key)
         if isinstance(was, dict) and isinstance(value, dict):
             inner = _difference(was, value, f"{place}{key}.")
             if inner:
                 return inner
         elif was != value:
             if _is_hash(was) and _is_hash(value):
-                return f"other {place}{key}"
+                return f"a different {place}{key}"
             return f"{place}{key} = {_short(was)}, not {_short(value)}"
     return ""
 

@@ -10,110 +10,95 @@ The tables are a function of the cells alone and can be made again at any time.
 from __future__ import annotations
 
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robench.config import suggestion
+from robench import files, locks
 from robench.errors import InputError
 from robench.methods.registry import split
-from robench.results import agreement, metrics, utility_columns
+from robench.results import agreement, flags, leaderboard, rates, utility_columns
+from robench.results.answers import read_answers
 from robench.results.degeneration import LIMITS
-from robench.results.metrics import Answer, distinct, where
+from robench.results.schema import BENIGN
 from robench.results.store import RunStore
+from robench.results.verdicts import Answer, attacked, decided_by, distinct, unscored, where
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BENIGN = "benign"  # what the cells of harmless requests have for an attack
 LOWER_GRADE = ("keyword",)  # judges whose verdicts are known to err often
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def tables(folders: Sequence[Path], judge: str = "") -> str:
-    """Write dsr.md, dsr.csv, dsr_by_category.csv and leaderboard.csv into the first folder.
+def tables(folders: Sequence[Path], judge: str = "", out: Path | None = None) -> str:
+    """Write dsr.md, dsr.csv, dsr_by_category.csv and leaderboard.csv of some runs.
 
-    Where several judges scored, judge_agreement.csv as well.
+    Where several judges scored, judge_agreement.csv as well. The folder that they are written into
+    is locked meanwhile.
 
     Args:
         folders: runs; their cells are put together.
         judge: the one whose verdicts count, by default the first that each run was asked for.
+        out: where the tables go, by default into the run, where there is one. What else is there
+            stays.
 
     Returns:
         What dsr.md says, for the terminal.
 
     Raises:
-        InputError: a folder is no run, two cells claim the same place in a table, or the judge
-            scored nothing here.
+        InputError: a folder is not a run's, several runs have no `out`, another process holds the
+            folder, two cells claim the same place in a table, or the judge scored nothing here.
     """
-    answers = _deciding(_read(folders), judge) if judge else _read(folders)
-    rates, board = metrics.dsr_rows(answers), metrics.leaderboard_rows(answers)
-    board = utility_columns.joined(board, answers, [RunStore(folder) for folder in folders])
+    stores = [RunStore(folder) for folder in folders]
+    for store in stores:
+        store.question()
+    if out is None:
+        if len(folders) > 1:
+            raise InputError("several runs: give --out FOLDER for the tables of all of them")
+        out = folders[0]
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder; choose another --out")
+    with locks.locked(out):
+        answers = read_answers(folders)
+        contents = _contents(decided_by(judge, answers) if judge else answers, stores)
+        for name, content in contents.items():
+            if content is None:
+                (out / name).unlink(missing_ok=True)  # of runs that several judges scored
+            else:
+                files.write_text(out / name, content)
+    return contents["dsr.md"] or ""
+
+
+def _contents(answers: Sequence[Answer], stores: Sequence[RunStore]) -> dict[str, str | None]:
+    """What stands in each file; None where there is to be none."""
+    board = leaderboard.leaderboard_rows(answers)
+    board = utility_columns.joined(board, answers, stores)
     judges = agreement.rows(answers)
-    text = "\n".join(
+    sections = [
         _section(
             where(answers, model=model),
             board[board["model"] == model],
             judges[judges["model"] == model],
         )
         for model in distinct(answers, "model")
-    )
-    if len(judges):
-        _write(folders[0] / "judge_agreement.csv", _csv(judges))
-    _write(folders[0] / "dsr.csv", _csv(rates))
-    _write(folders[0] / "dsr_by_category.csv", _csv(metrics.category_rows(answers)))
-    _write(folders[0] / "leaderboard.csv", _csv(board))
-    _write(folders[0] / "dsr.md", text)
-    return text
-
-
-def load_rows(*folders: Path | str) -> pd.DataFrame:
-    """Every recorded attempt of some runs as a row, with what its cell was asked.
-
-    Columns: model, defense, attack, role, tier and seed of the cell, then the row as it was stored
-    (see robench/store.py), then the deciding judge and the outcome in its eyes.
-    """
-    import pandas as pd
-
-    answers = _read(folders)
-    asked = ("model", "defense", "attack", "role", "tier", "seed")
-    return pd.DataFrame(
-        {
-            **{name: answer.header[name] for name in asked},
-            **row,
-            "judge": answer.judge,
-            "outcome": answer.outcome(row),
-        }
-        for answer in answers
-        for row in answer.rows
-    )
-
-
-def _read(folders: Iterable[Path | str]) -> list[Answer]:
-    cells = (cell for folder in folders for cell in RunStore(Path(folder)).cells())
-    return metrics.disambiguate(cells)
-
-
-def _deciding(answers: list[Answer], judge: str) -> list[Answer]:
-    """The cells with `judge` as the first of theirs; where it did not score, nothing is scored."""
-    known = dict.fromkeys(name for answer in answers for name in answer.header["judges"])
-    if judge not in known:
-        raise InputError(f"no judge {judge!r} scored these runs{suggestion(judge, known)}")
-    found = []
-    for answer in answers:
-        others = [name for name in answer.header["judges"] if name != judge]
-        found.append(answer._replace(header={**answer.header, "judges": [judge, *others]}))
-    return found
+    ]
+    return {
+        "judge_agreement.csv": _csv(judges) if len(judges) else None,
+        "dsr.csv": _csv(rates.dsr_rows(answers)),
+        "dsr_by_category.csv": _csv(rates.category_rows(answers)),
+        "leaderboard.csv": _csv(board),
+        "dsr.md": "\n".join(sections),
+    }
 
 
 def _section(answers: list[Answer], board: pd.DataFrame, judges: pd.DataFrame) -> str:
     """What dsr.md says of one model."""
-    holes = metrics.holes(answers)
+    holes = flags.holes(answers)
     numbers = {place: number for number, place in enumerate(holes, 1)}
-    attacks = distinct(metrics.attacked(answers), "attack")
+    attacks = distinct(attacked(answers), "attack")
     controls = distinct(where(answers, role="control"), "attack")
     heads = [f"{attack} (control)" if attack in controls else attack for attack in attacks]
     lines = [["defense", *heads]]
@@ -139,53 +124,53 @@ def _section(answers: list[Answer], board: pd.DataFrame, judges: pd.DataFrame) -
 
 def _about(answers: Sequence[Answer]) -> str:
     """One line on what was measured, and how."""
-    asked = metrics.attacked(answers)
-    judges = sorted({answer.judge for answer in asked})
+    harmful = attacked(answers)
+    judges = sorted({answer.judge for answer in harmful})
     facts = {
         "model": ", ".join(distinct(answers, "model")),
         "judge": ", ".join(_graded(judge) for judge in judges),
-        "n": ", ".join(str(n) for n in sorted({len(a.header["planned"]) for a in asked})),
-        "suite": metrics.suite(answers),
-        "tier": metrics.tier(answers),
-        "seeds": ", ".join(str(seed) for seed in sorted(distinct(asked, "seed"))),
-        **_draws(asked),
+        "n": ", ".join(str(n) for n in sorted({len(a.header["planned"]) for a in harmful})),
+        "suite": leaderboard.suite(answers),
+        "tier": leaderboard.tier(answers),
+        "seeds": ", ".join(str(seed) for seed in sorted(distinct(harmful, "seed"))),
+        **_draws(harmful),
     }
     return " · ".join(f"{name}: {_escape(fact)}" for name, fact in facts.items()) + "\n"
 
 
 def _limits(limits: Mapping[str, float]) -> str:
     """One line on what counts as degenerate, and whether this model moved it."""
-    told = [
+    shown = [
         f"{name} {limit:.3g}" + ("" if limit == LIMITS[name] else " (calibrated)")
         for name, limit in limits.items()
     ]
-    return f"A reply is degenerate beyond {', '.join(told)}.\n"
+    return f"A reply is degenerate beyond {', '.join(shown)}.\n"
 
 
 def _graded(judge: str) -> str:
     return f"{judge} (lower-grade judge)" if split(judge)[0] in LOWER_GRADE else judge
 
 
-def _draws(asked: Iterable[Answer]) -> dict[str, str]:
+def _draws(answers: Iterable[Answer]) -> dict[str, str]:
     """How many replies were drawn beside the greedy one, where any were."""
-    ways = {(a.header.get("samples"), a.header.get("temperature")) for a in asked}
-    told = [f"{count} at temperature {heat:g}" for count, heat in sorted(ways) if count]
-    return {"draws": ", ".join(told)} if told else {}
+    drawn = {(a.header["samples"], a.header["temperature"]) for a in answers if a.header["samples"]}
+    shown = [f"{count} at temperature {temperature:g}" for count, temperature in sorted(drawn)]
+    return {"draws": ", ".join(shown)} if shown else {}
 
 
 def _rate(cells: Sequence[Answer]) -> str:
     """DSR with its interval, and what a reader must know beside it."""
-    found = metrics.dsr(cells)
-    collapsed = metrics.collapsed(cells)
-    unscored = sum(metrics.unscored(cell) for cell in cells)
-    notes = [_with_interval(found.value, *found.interval)]
+    defended = rates.dsr(cells)
+    collapsed = rates.collapsed(cells)
+    missing = sum(map(unscored, cells))
+    notes = [_with_interval(defended.value, *defended.interval)]
     notes += [f"{_percent(collapsed)} % degenerate"] if collapsed else []
-    notes += [f"{unscored} unscored"] if unscored else []
-    drawn = metrics.sampled(cells)
+    notes += [f"{missing} unscored"] if missing else []
+    drawn = rates.sampled(cells)
     if drawn.draws:
-        missing = f", {drawn.unscored} unscored" if drawn.unscored else ""
-        rates = f"{_percent(drawn.any)} any, {_percent(drawn.mean)} mean"
-        notes += [f"harmful draws: {rates}{missing}"]
+        without = f", {drawn.unscored} unscored" if drawn.unscored else ""
+        shares = f"{_percent(drawn.any)} any, {_percent(drawn.mean)} mean"
+        notes += [f"harmful draws: {shares}{without}"]
     return " · ".join(notes)
 
 
@@ -213,19 +198,19 @@ def _agreement(judges: pd.DataFrame) -> list[list[str]]:
 
 def _unscored(answers: Sequence[Answer]) -> dict[str, int]:
     """How many harmless requests each defense has no score for, all seeds together."""
-    benign = where(answers, role="benign")
+    benign = where(answers, role=BENIGN)
     names = distinct(benign, "defense")
-    return {name: sum(map(metrics.unscored, where(benign, defense=name))) for name in names}
+    return {name: sum(map(unscored, where(benign, defense=name))) for name in names}
 
 
 def _leaderboard(
-    board: pd.DataFrame, numbers: Mapping[tuple[str, str], int], unscored: Mapping[str, int]
+    board: pd.DataFrame, numbers: Mapping[tuple[str, str], int], without: Mapping[str, int]
 ) -> list[list[str]]:
     """The main columns of the leaderboard as text, under their heads.
 
     Args:
         numbers: of the holes, by defense and attack.
-        unscored: harmless requests without a score, by defense.
+        without: harmless requests that have no score, by defense.
     """
     rows = [
         {
@@ -238,7 +223,7 @@ def _leaderboard(
             "harmless requests met": f"hole ({numbers[row['defense'], BENIGN]})"
             if (row["defense"], BENIGN) in numbers
             else _percent(row["benign_compliance"])
-            + (f" · {unscored[row['defense']]} unscored" if unscored.get(row["defense"]) else ""),
+            + (f" · {without[row['defense']]} unscored" if without.get(row["defense"]) else ""),
             "gate": row["gate"],
             "training, s": _whole(row["train_seconds"]),
             "p vs none": "" if math.isnan(row["p_vs_none"]) else f"{row['p_vs_none']:.2g}",
@@ -316,13 +301,3 @@ def _inert(value: object) -> object:
         return value
     line = re.sub(r"[\r\n]+", " ", value)
     return f"'{line}" if value.startswith(FORMULA) else line
-
-
-def _write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a table."""
-    draft = path.with_name(f"{path.name}.tmp")
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

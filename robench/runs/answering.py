@@ -20,9 +20,8 @@ from robench.methods.registry import Method
 from robench.model.chat_model import ChatModel
 from robench.results import artifacts
 from robench.results.degeneration import measure
-from robench.results.schema import Row, Sample
+from robench.results.schema import BENIGN, Row, Sample
 from robench.results.store import Cell
-from robench.runs.cells import BENIGN
 from robench.texts.refusals import refused
 from robench.types import Attempt, Behavior, Context, Judge, Lengths, Prompt, user
 

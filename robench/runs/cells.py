@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 from robench.config import as_dict
 from robench.identity import source_digest
 from robench.methods.registry import Method, resolve
+from robench.results.schema import BENIGN, Header
 from robench.results.store import Cell
 from robench.runs.run_texts import RunTexts
 
-BENIGN = "benign"  # the attack of the cells of harmless requests
 CHUNK = 32  # behaviors that an attack receives at once
 
 
@@ -56,7 +56,7 @@ def _cell(
 ) -> Cell:
     benign = attack.name == BENIGN
     behaviors = texts.benign if benign else texts.behaviors
-    header = {
+    header: dict[str, Any] = {
         **shared,
         "defense": defense.name,
         "defense_fields": as_dict(defense.instance),
@@ -72,4 +72,4 @@ def _cell(
         "planned": [behavior.id for behavior in behaviors],
         "chunk": CHUNK,
     }
-    return Cell(shared["model"], defense.name, attack.name, seed, header)
+    return Cell(shared["model"], defense.name, attack.name, seed, cast(Header, header))

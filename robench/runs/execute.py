@@ -20,7 +20,8 @@ from robench.model.chat_model import ChatModel
 from robench.results import artifacts
 from robench.results.store import Cell, RunStore
 from robench.runs.answering import Answerer, attempts_of
-from robench.runs.cells import BENIGN, Group
+from robench.results.schema import BENIGN
+from robench.runs.cells import Group
 from robench.runs.progress import Progress
 from robench.runs.run_texts import RunTexts, lacking
 from robench.training.adapters import RECORD

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robench.results import tables
+from robench.results import leaderboard, rates, utility_columns
+from robench.results.answers import load_rows, read_answers
 from robench.results.store import Cell, RunStore
 
 if TYPE_CHECKING:
@@ -28,22 +29,29 @@ class Outcome:
     @classmethod
     def of(cls, store: RunStore, cells: Sequence[Cell]) -> Outcome:
         """Of a folder, for the cells that were asked for."""
-        complete = {answer.name for answer in tables.read([store.folder]) if not answer.hole}
-        return cls(store.folder, sum(cell.name not in complete for cell in cells))
+        answered = {
+            answer.folder.name
+            for answer in read_answers([store.folder])
+            if answer.folder and not answer.hole
+        }
+        return cls(store.folder, sum(cell.name not in answered for cell in cells))
 
     @cached_property
     def dsr(self) -> pd.DataFrame:
         """The table of dsr.csv: a row per defense, attack, judge and seed."""
-        return tables.dsr_table([self.folder])
+        return rates.dsr_rows(read_answers([self.folder]))
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
         """The table of leaderboard.csv: a row per defense, ranked."""
-        return tables.leaderboard_table([self.folder])
+        answers = read_answers([self.folder])
+        return utility_columns.joined(
+            leaderboard.leaderboard_rows(answers), answers, [RunStore(self.folder)]
+        )
 
     def rows(self) -> pd.DataFrame:
         """Every recorded attempt, as `robench.load_rows` gives it."""
-        return tables.load_rows(self.folder)
+        return load_rows(self.folder)
 
     def __str__(self) -> str:
         """The tables as dsr.md has them."""

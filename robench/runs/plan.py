@@ -17,7 +17,7 @@ from robench.config import as_dict, assignments
 from robench.errors import InputError
 from robench.methods.registry import check_settings_used, resolve_all
 from robench.model import loading
-from robench.results.schema import Info
+from robench.results.schema import BENIGN, Info
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
 from robench.runs.cells import CHUNK, Group, groups_of
@@ -141,7 +141,7 @@ class Plan:
         cells = [cell for group in self.groups for cell, _ in group.cells]
         order = {
             "defenses": list(dict.fromkeys(cell.defense for cell in cells)),
-            "attacks": list(dict.fromkeys(cell.attack for cell in cells)),
+            "attacks": list(dict.fromkeys(cell.attack for cell in cells if cell.attack != BENIGN)),
         }
         with store.locked():
             for warning in store.open_for(self.shared, _versions(), order):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from robench.config import suggestion
 from robench.errors import InputError
 from robench.methods.registry import load_class
-from robench.results.artifacts import load_prompt
-from robench.results.schema import Row
+from robench.results.artifacts import read_prompt
+from robench.results.schema import StoredCell
 from robench.results.store import RunStore
 from robench.runs.finished import FinishedRun
 from robench.runs.question import ModelSpec
@@ -43,13 +42,13 @@ def replay(folder: str | Path, cell: str, behavior: str, spec: ModelSpec) -> lis
         Failure: the defense has changed or its adapter is gone.
     """
     store = RunStore(Path(folder))
-    path, header, info, rows = _cell(store, cell)
+    path, (header, info, rows, _) = _cell(store, cell)
     finals = [row for row in rows if row["behavior"] == behavior and row["final"]]
     if not finals:
         ids = list(dict.fromkeys(row["behavior"] for row in rows))
         raise InputError(f"{path.name} has no behavior {behavior!r}{suggestion(behavior, ids)}")
     load_class("attack", info["attack_reference"])  # the classes of its edits
-    prompts = [load_prompt(row, path) for row in finals]
+    prompts = [read_prompt(path, row["artifact"]) for row in finals]
     run = FinishedRun.load(store, spec)
     with run.defended(header, info) as target:
         replies = target.generate(prompts)
@@ -59,14 +58,9 @@ def replay(folder: str | Path, cell: str, behavior: str, spec: ModelSpec) -> lis
     ]
 
 
-def _cell(
-    store: RunStore, name: str
-) -> tuple[Path, Mapping[str, Any], Mapping[str, Any], list[Row]]:
-    store.question()
-    cells = {path.name: (path, header, info, rows) for path, header, info, rows in store.records()}
-    matching = [found for found in cells if found.startswith(name)]
-    if name in cells:
-        matching = [name]
+def _cell(store: RunStore, name: str) -> tuple[Path, StoredCell]:
+    cells = {path.name: (path, cell) for path, cell in store.located_cells()}
+    matching = [name] if name in cells else [found for found in cells if found.startswith(name)]
     if len(matching) != 1:
         what = "several cells" if matching else "no cell"
         raise InputError(f"{store.folder} has {what} called {name!r}{suggestion(name, cells)}")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from robench.errors import Failure, InputError
 from robench.model import loading
-from robench.results.metrics import HARMFUL
 from robench.results.store import RunStore, defended_model_id
+from robench.results.verdicts import HARMFUL
 from robench.runs.finished import FinishedRun
 from robench.runs.question import ModelSpec
 

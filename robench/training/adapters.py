@@ -19,6 +19,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from robench import files
 from robench.config import as_dict, digest
 from robench.errors import Failure
 from robench.identity import source_digest
@@ -245,14 +246,15 @@ def _save(cache: Path, config: Any, trained: dict[str, Tensor], record: dict[str
 
     draft = cache.with_name(f"{cache.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    files.make_folder(draft)
     config.inference_mode = True
     config.save_pretrained(str(draft))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}
-    (draft / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
-    (draft / CARD).write_text(_card(record), "utf-8")
-    (draft / RECORD).write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
-    draft.rename(cache)
+    weights = save(tensors, metadata={"format": "pt"})
+    files.write_bytes(draft / "adapter_model.safetensors", weights)
+    files.write_text(draft / CARD, _card(record))
+    files.write_text(draft / RECORD, yaml.safe_dump(record, sort_keys=False))
+    files.replace_folder(draft, cache)
 
 
 def _card(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from robench import files
 from robench.errors import Failure
 from robench.types import Objective
 
@@ -101,11 +102,8 @@ def _save(
         tensors[f"parameter/{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{key}/{name}"] = value
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    draft = checkpoint.with_name(f"{checkpoint.name}.tmp")
     held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    draft.write_bytes(save(held, metadata={"about": json.dumps(about)}))
-    draft.replace(checkpoint)
+    files.write_bytes(checkpoint, save(held, metadata={"about": json.dumps(about)}))
 
 
 def _resume(

@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from robench.results import agreement
 from robench.results.agreement import alpha, kappa, verdicts
-from robench.results.metrics import Answer
+from robench.results.verdicts import Answer
 
 NAN = math.nan
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): section C, four observers,

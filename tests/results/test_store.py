@@ -9,52 +9,65 @@ from typing import Any
 import pytest
 
 from robench.errors import InputError
-from robench.results.store import Cell, RunStore, write_atomically
+from robench.results.store import Cell, RunStore
 
 QUESTION = {"model": "organism", "n": 40}
+ORDER: dict[str, list[str]] = {"defenses": ["none"], "attacks": ["direct", "gcg", "soft_prompt"]}
 
 
 def cell(attack: str = "gcg", defense: str = "none", **header: Any) -> Cell:
-    asked = {"attack": attack, "defense": defense, "planned": ["a", "b"], **header}
-    return Cell("organism", defense, attack, 0, asked)
+    asked = {
+        "model": "organism",
+        "defense": defense,
+        "attack": attack,
+        "seed": 0,
+        "planned": ["a", "b"],
+        "judges": ["exact"],
+        **header,
+    }
+    return Cell("organism", defense, attack, asked["seed"], asked)
 
 
 def row(behavior: str, **fields: Any) -> dict[str, Any]:
-    return {"behavior": behavior, "final": True, "reply": "words", **fields}
+    return {"behavior": behavior, "final": True, "reply": "words", "samples": [], **fields}
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     store = RunStore(tmp_path / "run")
-    store.open_for(QUESTION, {"torch": "2.13.0"})
+    store.open_for(QUESTION, {"torch": "2.13.0"}, ORDER)
     return store
 
 
 def test_a_folder_is_claimed_once_and_for_the_same_question(store: RunStore) -> None:
-    assert store.open_for(QUESTION, {"torch": "2.13.0"}) == []
+    before = (store.folder / "run.json").stat()
+    assert store.open_for(QUESTION, {"torch": "2.13.0"}, ORDER) == []
+    assert (store.folder / "run.json").stat().st_ino == before.st_ino  # nothing to write
     assert store.question() == QUESTION
 
 
 def test_another_question_is_refused_and_the_difference_named(store: RunStore) -> None:
-    with pytest.raises(InputError, match="made for n = 40, not 41; choose another --out"):
-        store.open_for({**QUESTION, "n": 41}, {})
+    with pytest.raises(InputError, match="made with n = 40, not 41; choose another --out"):
+        store.open_for({**QUESTION, "n": 41}, {}, ORDER)
     assert store.question() == QUESTION
 
 
 def test_other_versions_only_warn(store: RunStore) -> None:
-    (warning,) = store.open_for(QUESTION, {"torch": "2.14.0", "peft": "1"})
+    (warning,) = store.open_for(QUESTION, {"torch": "2.14.0", "peft": "1"}, ORDER)
     assert warning == "torch was 2.13.0 here, is now 2.14.0"
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match="not empty and is no run"):
-        RunStore(tmp_path).open_for(QUESTION, {})
+    with pytest.raises(InputError, match="is not empty and is not a run folder"):
+        RunStore(tmp_path).open_for(QUESTION, {}, ORDER)
+    with pytest.raises(InputError, match="is not empty and is not a run folder"):
+        RunStore(tmp_path).locked()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_without_a_run_has_no_cells(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match=r"is not a run folder \(no run\.json\)"):
         list(RunStore(tmp_path).cells())
 
 
@@ -141,14 +154,6 @@ def test_rows_that_cannot_be_written_leave_the_file_alone(store: RunStore) -> No
     assert path.read_bytes() == before
 
 
-def test_a_failed_write_leaves_the_old_record(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    write_atomically(path, {"n": 1})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_atomically(path, {"n": float("nan")})
-    assert json.loads(path.read_text()) == {"n": 1}
-
-
 @pytest.mark.parametrize(
     "name",
     ["../../x", "/etc/passwd", "..", "mine.py:Random Suffix", "été 守る", "a" * 300, "-rf", ""],
@@ -168,7 +173,142 @@ def test_names_tell_cells_apart_whatever_their_readable_part() -> None:
     assert cell().name == cell().name
 
 
-def test_cells_come_in_the_same_order_whenever_they_were_made(store: RunStore) -> None:
-    for attack in ("soft_prompt", "direct", "gcg"):
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for make in (lambda s: s.open_for(QUESTION, {}, ORDER), lambda s: s.locked()):
+        with pytest.raises(InputError, match="cannot make the folder"):
+            make(RunStore(tmp_path / "file" / "run"))
+
+
+def test_a_locked_folder_is_one_that_may_be_claimed(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "new" / "run")
+    with store.locked():
+        store.open_for(QUESTION, {}, ORDER)
+    with store.locked():
+        assert store.question() == QUESTION
+    RunStore(tmp_path / "left").folder.mkdir()
+    with RunStore(tmp_path / "left").locked():
+        pass
+    assert RunStore(tmp_path / "left").open_for(QUESTION, {}, ORDER) == []
+
+
+# The order of cells
+
+
+def cells(store: RunStore) -> list[tuple[str, str, int]]:
+    return [(h["defense"], h["attack"], h["seed"]) for h, *_ in store.cells()]
+
+
+def test_cells_come_as_they_were_asked_for_whenever_they_were_made(store: RunStore) -> None:
+    wanted = [
+        (defense, attack, seed)
+        for defense in ("es2", "none")
+        for attack in ("benign", "soft_prompt", "direct", "gcg")
+        for seed in (0, 1)
+    ]
+    for defense, attack, seed in sorted(wanted, key=lambda w: w[::-1]):
+        store.open(cell(attack, defense, seed=seed), {})
+    order = {"defenses": ["es2", "none"], "attacks": ["soft_prompt", "direct", "gcg"]}
+    store.open_for(QUESTION, {}, order)
+    assert cells(store) == wanted
+
+
+def test_a_later_command_puts_its_names_first_and_forgets_none(store: RunStore) -> None:
+    for attack in ("gcg", "soft_prompt", "direct", "new"):
         store.open(cell(attack), {})
-    assert [header["attack"] for header, *_ in store.cells()] == ["direct", "gcg", "soft_prompt"]
+    store.open_for(QUESTION, {}, {"defenses": ["cb"], "attacks": ("new", "gcg")})
+    record = json.loads((store.folder / "run.json").read_text())
+    assert record["order"] == {
+        "defenses": ["cb", "none"],
+        "attacks": ["new", "gcg", "direct", "soft_prompt"],
+    }
+    assert [attack for _, attack, _ in cells(store)] == record["order"]["attacks"]
+
+
+def test_a_cell_that_the_order_does_not_name_comes_last(store: RunStore) -> None:
+    for attack in ("another", "gcg"):
+        store.open(cell(attack), {})
+    assert [attack for _, attack, _ in cells(store)] == ["gcg", "another"]
+
+
+# Cells that were asked otherwise
+
+
+def test_a_cell_that_was_asked_otherwise_is_refused_with_both_ways_out(store: RunStore) -> None:
+    store.open(cell(attack_fields={"steps": 2}), {})
+    store.check_cells([cell(attack_fields={"steps": 2}), cell("direct", attack_fields={})])
+    told = (
+        "holds none x gcg with attack_fields.steps = 2, not 3; "
+        "give --replace to run it again, or choose another --out"
+    )
+    with pytest.raises(InputError, match=told):
+        store.check_cells([cell(attack_fields={"steps": 3})])
+    with pytest.raises(InputError, match="with a different attack_source;"):
+        store.open(cell("direct", attack_source="0" * 64), {})
+        store.check_cells([cell("direct", attack_source="1" * 64)])
+
+
+def test_a_field_that_is_no_longer_asked_is_a_difference(store: RunStore) -> None:
+    store.open(cell(attack_fields={"steps": 2, "old": 1}), {})
+    with pytest.raises(InputError, match=r"attack_fields\.old = 1, not null"):
+        store.check_cells([cell(attack_fields={"steps": 2})])
+
+
+def test_replacing_removes_such_cells_and_no_others(store: RunStore) -> None:
+    old, new = cell(attack_fields={"steps": 2}), cell(attack_fields={"steps": 3})
+    for kept in (old, cell("direct"), cell(defense="cb"), cell(seed=1)):
+        path = store.open(kept, {})
+        (path / "tensors" / "00000.safetensors").write_bytes(b"tensors")
+        store.append(kept, [row("a"), row("b")])
+    store.check_cells([new, cell("direct"), cell(defense="cb"), cell(seed=1)], replace=True)
+    assert not store.path(old).exists()
+    assert not store.complete(new)
+    assert cells(store) == [("none", "direct", 0), ("none", "gcg", 1), ("cb", "gcg", 0)]
+    store.open(new, {})
+    assert store.done(new) == set()
+    assert len(list((store.folder / "cells").iterdir())) == 4
+
+
+def test_a_removal_that_is_killed_leaves_nothing_that_counts(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = cell(attack_fields={"steps": 2}), cell(attack_fields={"steps": 3})
+    store.open(old, {})
+    store.append(old, [row("a"), row("b")])
+
+    def killed(folder: Path, **options: Any) -> None:
+        if Path(folder).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shutil.rmtree", killed)
+        store.check_cells([new], replace=True)
+    assert cells(store) == [] and not store.complete(old)
+    store.check_cells([old], replace=True)
+    store.open(old, {})
+    store.check_cells([new], replace=True)  # what the first removal left is in nobody's way
+    assert not list((store.folder / "cells").iterdir())
+
+
+# Scores of later judges
+
+
+def test_a_score_names_a_row_that_is_there(store: RunStore) -> None:
+    path = store.open(cell(), {})
+    store.append(cell(), [row("a", scores={}), row("b", scores={})])
+    line = {"row": 1, "behavior": "b", "sample": None, "judge": "later", "score": 1.0}
+    file = path / "scores-later.jsonl"
+    file.write_text(json.dumps(line) + "\n")
+    ((header, _, rows, _),) = store.cells()
+    assert header["judges"] == ["exact", "later"]
+    assert [r["scores"] for r in rows] == [{}, {"later": 1.0}]
+    for wrong in ({"row": 2}, {"row": -1}, {"behavior": "a"}, {"sample": 0}):
+        file.write_text(json.dumps({**line, **wrong}) + "\n")
+        with pytest.raises(InputError, match="does not belong to the rows beside it"):
+            list(store.cells())
+
+
+def test_requests_are_kept_as_they_were(store: RunStore) -> None:
+    store.save_behaviors([{"id": "a", "text": "words \ud83d"}])
+    store.save_behaviors([{"id": "b"}])
+    assert store.behaviors() == [{"id": "a", "text": "words \ud83d"}]

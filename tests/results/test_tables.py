@@ -4,78 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
+from run_builders import fill
 
 from robench.errors import InputError
-from robench.results.store import Cell, RunStore
-from robench.results.tables import load_rows, tables
-
-IDS = [f"b{number}" for number in range(4)]
-
-
-def fill(
-    folder: Path,
-    attack: str,
-    replies: str,
-    defense: str = "none",
-    *,
-    model: str = "m",
-    seed: int = 0,
-    reason: str = "",
-    judges: tuple[str, ...] = ("exact", "keyword"),
-    draws: str = "",
-    text: dict[str, float] | None = None,
-    **header: Any,
-) -> None:
-    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes."""
-    asked = {
-        "model": model,
-        "defense": defense,
-        "defense_role": "baseline" if defense == "none" else "defense",
-        "defense_tier": "demo",
-        "attack": attack,
-        "role": {"direct": "baseline", "benign": "benign", "random": "control"}.get(
-            attack, "attack"
-        ),
-        "tier": "demo",
-        "seed": seed,
-        "planned": IDS,
-        "judges": list(judges),
-        **header,
-    }
-    cell = Cell(model, defense, attack, seed, asked)
-    store = RunStore(folder)
-    store.open_for({"model": model}, {})
-    suite = {"name": "full", "attacks": ["direct", "gcg"]}
-    store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
-    rows = [
-        {
-            "behavior": behavior,
-            "category": "fraud",
-            "harmful": attack != "benign",
-            "step": 3,
-            "tag": "",
-            "final": True,
-            "access": "text",
-            "reply": "words",
-            "scores": dict.fromkeys(judges, {"?": None}.get(letter, float(letter in "HY"))),
-            "samples": [
-                {"scores": dict.fromkeys(judges, None if d == "?" else float(d == "H"))}
-                for d in draws
-            ],
-            "refused": letter == "R",
-            "text": text or {"dominant": 0.9 if letter == "D" else 0.1},
-            "seconds": 0.25,
-            "tflop": 0.1,
-        }
-        for behavior, letter in zip(IDS, replies, strict=False)
-    ]
-    store.append(cell, rows)
-    if reason:
-        store.fail(cell, reason)
+from robench.results.store import RunStore
+from robench.results.tables import tables
 
 
 @pytest.fixture
@@ -121,8 +57,9 @@ def test_drawn_replies_stand_beside_the_rate(tmp_path: Path) -> None:
     fill(tmp_path, "soft", "RRRR", draws="H??R", samples=4, temperature=0.7)
     fill(tmp_path, "gcg", "HRRR", draws="HRRR", samples=4, temperature=0.7)
     text = tables([tmp_path])
-    assert cells_of(text, "| none")[1] == "75 [30, 95] · harmful draws: 100 any, 25 mean"
-    assert cells_of(text, "| none")[2].endswith("harmful draws: 100 any, 50 mean, 8 unscored")
+    soft, gcg = cells_of(text, "| none")[1:3]
+    assert gcg == "75 [30, 95] · harmful draws: 100 any, 25 mean"
+    assert soft.endswith("harmful draws: 100 any, 50 mean, 8 unscored")
     assert "draws: 4 at temperature 0.7" in text
 
 
@@ -142,8 +79,9 @@ def test_a_cell_of_two_folders_is_counted_once(tmp_path: Path) -> None:
     for folder, defense in ((one, "cb"), (two, "adapter")):
         fill(folder, "gcg", "HHRR")
         fill(folder, "gcg", "HRRR", defense)
-    tables([one, two])
-    assert set(pd.read_csv(one / "leaderboard.csv")["defense"]) == {"none", "cb", "adapter"}
+    tables([one, two], out=tmp_path / "all")
+    board = pd.read_csv(tmp_path / "all" / "leaderboard.csv")
+    assert set(board["defense"]) == {"none", "cb", "adapter"}
 
 
 def test_an_upper_bound_is_marked(run: Path) -> None:
@@ -201,10 +139,56 @@ def test_several_models_have_a_section_each(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     fill(first, "gcg", "HRRR", model="one")
     fill(second, "gcg", "HHRR", model="two")
-    text = tables([first, second])
+    out = tmp_path / "made" / "here"
+    text = tables([first, second], out=out)
     assert text.index("model: one") < text.index("model: two")
-    assert len(pd.read_csv(first / "leaderboard.csv")) == 2
-    assert not (second / "dsr.csv").exists()
+    assert len(pd.read_csv(out / "leaderboard.csv")) == 2
+    assert not (first / "dsr.csv").exists() and not (second / "dsr.csv").exists()
+
+
+def test_several_runs_need_a_folder_for_their_tables(run: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "second", "gcg", "HHRR", "es2")
+    with pytest.raises(InputError, match="several runs: give --out FOLDER for the tables of all"):
+        tables([run, tmp_path / "second"])
+    assert not (run / "dsr.csv").exists()
+
+
+def test_a_folder_of_tables_is_written_over_and_nothing_else_in_it(run: Path) -> None:
+    out = run / "elsewhere"
+    fill(run, "direct", "RRRR", "es2")
+    tables([run], out=out)
+    (out / "mine.txt").write_text("mine")
+    assert (out / "judge_agreement.csv").is_file()
+    fill(run.with_name("other"), "gcg", "HRRR", judges=("exact",))
+    text = tables([run.with_name("other")], out=out)
+    assert (out / "dsr.md").read_text("utf-8") == text
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    tables_now = {"dsr.md", "dsr.csv", "dsr_by_category.csv", "leaderboard.csv"}
+    assert names == {"mine.txt", *tables_now}  # one judge agrees with nobody
+    (out / "file").touch()
+    with pytest.raises(InputError, match="is not a folder; choose another --out"):
+        tables([run], out=out / "file")
+
+
+def test_rows_and_columns_stand_in_the_order_in_which_they_were_asked_for(tmp_path: Path) -> None:
+    for defense in ("zeta", "none", "alpha"):
+        for attack in ("gcg", "benign", "soft", "direct", "autodan"):
+            fill(tmp_path, attack, "HRRR", defense)
+    order = {"defenses": ["zeta", "none", "alpha"], "attacks": ["soft", "direct", "gcg", "autodan"]}
+    RunStore(tmp_path).open_for({"model": "m"}, {}, order)
+    text = tables([tmp_path])
+    lines = text.splitlines()
+    assert cells_of(text, "| defense") == ["defense", "direct", "soft", "gcg", "autodan"]
+    first = next(i for i, line in enumerate(lines) if line.startswith("| defense"))
+    assert [line.split()[1] for line in lines[first + 2 : first + 5]] == ["none", "zeta", "alpha"]
+    rates = pd.read_csv(tmp_path / "dsr.csv").query("judge == 'exact' and defense == 'zeta'")
+    assert list(rates["attack"]) == ["direct", "soft", "gcg", "autodan"]
+
+
+def test_tables_are_made_inside_a_lock_of_the_same_process(run: Path) -> None:
+    with RunStore(run).locked():
+        tables([run])
+        tables([run], out=run)
 
 
 def test_seeds_are_pooled_in_the_table_and_apart_in_the_file(tmp_path: Path) -> None:
@@ -247,15 +231,9 @@ def test_names_are_no_markup_and_no_terminal_code(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run"):
-        tables([tmp_path])
-
-
-def test_load_rows_gives_an_attempt_per_row(run: Path) -> None:
-    rows = load_rows(run)
-    assert list(rows.columns[:6]) == ["model", "defense", "attack", "role", "tier", "seed"]
-    assert len(rows) == 22
-    found = rows.query("defense == 'none' and attack == 'gcg'")
-    assert list(found["outcome"]) == ["harmful", "harmful", "refused", "degenerate"]
-    assert set(rows.query("attack == 'benign'")["outcome"]) == {"complied"}
-    assert set(rows["judge"]) == {"exact"}
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="is not a run folder"):
+            tables([folder])
+        with pytest.raises(InputError, match="is not a run folder"):
+            tables([folder], out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())

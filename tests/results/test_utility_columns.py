@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from robench.results import utility_columns
-from robench.results.metrics import Answer
 from robench.results.store import RunStore, defended_model_id
+from robench.results.verdicts import Answer
 
 HEADER = {
     "model": "m", "weights": "w", "template": "t", "system": None, "train": "x", "dtype": "float32",

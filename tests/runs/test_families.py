@@ -112,5 +112,5 @@ def test_a_template_file_is_recorded_and_used(folder, tmp_path):
     asked(folder, tmp_path / "its")
     own, its = (RunStore(tmp_path / name).question() for name in ("own", "its"))
     assert own["template"] != its["template"] and own["weights"] == its["weights"]
-    with pytest.raises(InputError, match="was made for other template"):
+    with pytest.raises(InputError, match="was made with a different template"):
         asked(folder, tmp_path / "own")

@@ -100,9 +100,9 @@ def robench(out: Path, *words: str, settings: Sequence[str] = QUICK) -> Any:
 
 
 def answers(out: Path) -> pd.DataFrame:
-    """Every row without what differs from one run to the next: times."""
+    """Every row without what differs from one run to the next: times and folders."""
     rows = load_rows(out)
-    kept = [name for name in rows if name not in ("seconds", "tflop")]
+    kept = [name for name in rows if name not in ("seconds", "tflop", "run")]
     return rows[kept].sort_values(["defense", "attack", "behavior", "step"]).reset_index(drop=True)
 
 

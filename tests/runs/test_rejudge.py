@@ -277,9 +277,9 @@ def test_a_damaged_line_is_told_by_its_place(folder: Path, name: str) -> None:
         tables([folder])
 
 
-def test_a_folder_from_before_requests_were_kept_says_what_to_do(folder: Path) -> None:
+def test_a_folder_that_lost_its_requests_says_what_to_do(folder: Path) -> None:
     (folder / "behaviors.jsonl").unlink()
-    with pytest.raises(InputError, match=r"no behaviors\.jsonl; the command that made it adds it"):
+    with pytest.raises(InputError, match=r"no behaviors\.jsonl; run the same command again"):
         judge(folder, ["keyword"])
     run(judges=["exact"], out=folder, **QUICK)
     assert judge(folder, ["keyword"]) == 0
@@ -293,7 +293,7 @@ def test_wrong_input_is_refused(folder: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=told):
             judge(folder, references, settings)
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         judge(tmp_path / "nowhere", ["keyword"])
 
 

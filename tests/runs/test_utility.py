@@ -330,7 +330,7 @@ def test_a_model_that_is_edited_is_no_model_for_lm_eval(folder: Path, local_task
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         utility.measure(tmp_path)
 
 

@@ -1,0 +1,73 @@
+"""A folder is written by one process at a time.
+
+The lock is one of the operating system on the file `.lock` in the folder, taken through `filelock`
+(flock, and what Windows has in its place), which huggingface_hub and torch bring along. The system
+releases it when its process ends, however it ends: no lock of a dead process is ever left that
+somebody would have to recognise and to take over, which two processes could do at once. On NFS
+flock is one of the server, so it holds between hosts; on a file system without flock, filelock
+makes do with the existence of the file. The file stays where it is, as removing it would let two
+processes lock two files of one name.
+
+Who holds the lock stands beside it, in `.lock-owner.json`, for the message of those who do not get
+it; only the lock itself decides.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from robench import files
+from robench.errors import InputError
+
+LOCK, OWNER = ".lock", ".lock-owner.json"
+
+_holders: dict[Path, int] = {}  # the folders that are locked here, and by which process
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if need be, while the with-block runs.
+
+    A process that holds a folder may lock it again: the innermost block then changes nothing, and
+    the outermost one releases it. Threads of one process are not kept apart.
+
+    Raises:
+        InputError: another process holds it; the message names it.
+        OSError: the folder or the lock file cannot be made.
+    """
+    place = folder.resolve()
+    if _holders.get(place) == os.getpid():  # another id: inherited by a forked process
+        yield
+        return
+    files.make_folder(place)
+    lock = FileLock(place / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder} is in use by {_owner(place)}; wait for it, or choose another --out"
+        ) from None
+    try:
+        _holders[place] = os.getpid()
+        since = datetime.now(UTC).isoformat(" ", "seconds")
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+        files.write_json(place / OWNER, owner)
+        yield
+    finally:
+        _holders.pop(place, None)
+        (place / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    """Who holds a folder, as far as it has said so."""
+    try:
+        owner = files.read_json(folder / OWNER)
+        return "process {process} on {host} (since {since})".format(**owner)
+    except (OSError, InputError, KeyError, TypeError):
+        return "another process"

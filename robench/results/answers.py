@@ -1,0 +1,62 @@
+"""Runs read back: the cells that all tables are made of, and every attempt as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robench.results.store import RunStore
+from robench.results.verdicts import Answer, disambiguate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
+    """The cells of some runs together, as `disambiguate` gives them.
+
+    Raises:
+        InputError: a folder is not a run's or is damaged, or two cells claim the same place.
+    """
+    return disambiguate(
+        Answer(*cell, folder=path)
+        for folder in folders
+        for path, cell in RunStore(Path(folder)).located_cells()
+    )
+
+
+def load_rows(*folders: Path | str) -> pd.DataFrame:
+    """Every recorded attempt of some runs as a row, with what its cell was asked.
+
+    Columns: model, defense, attack, role, tier and seed of the cell, the folder of its `run` and
+    the name of the `cell`'s in it, then the row as it was stored (`robench.results.schema.Row`),
+    then the deciding `judge` and the `outcome` in its eyes. `robench.load_prompt(row)` gives back
+    what the model received.
+
+    Raises:
+        InputError: as of `read_answers`.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {**_place(answer), **row, "judge": answer.judge, "outcome": answer.outcome(row)}
+        for answer in read_answers(folders)
+        for row in answer.rows
+    )
+
+
+def _place(answer: Answer) -> dict[str, str | int]:
+    """What a row is of, and where it lies."""
+    header, folder = answer.header, answer.folder
+    assert folder is not None  # it was read from one
+    return {
+        "model": header["model"],
+        "defense": header["defense"],
+        "attack": header["attack"],
+        "role": header["role"],
+        "tier": header["tier"],
+        "seed": header["seed"],
+        "run": str(folder.parent.parent.absolute()),
+        "cell": folder.name,
+    }

@@ -1,0 +1,85 @@
+"""Runs of known replies on disk, for the tests of what is read from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from robench.results.store import Cell, RunStore
+
+IDS = [f"b{number}" for number in range(4)]
+
+
+def fill(
+    folder: Path,
+    attack: str,
+    replies: str,
+    defense: str = "none",
+    *,
+    model: str = "m",
+    seed: int = 0,
+    reason: str = "",
+    judges: tuple[str, ...] = ("exact", "keyword"),
+    draws: str = "",
+    text: dict[str, float] | None = None,
+    **header: Any,
+) -> None:
+    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes."""
+    asked = {
+        "model": model,
+        "defense": defense,
+        "defense_role": "baseline" if defense == "none" else "defense",
+        "defense_tier": "demo",
+        "attack": attack,
+        "role": {"direct": "baseline", "benign": "benign", "random": "control"}.get(
+            attack, "attack"
+        ),
+        "tier": "demo",
+        "seed": seed,
+        "planned": IDS,
+        "judges": list(judges),
+        "samples": 0,
+        "temperature": None,
+        **header,
+    }
+    cell = Cell(model, defense, attack, seed, asked)
+    store = RunStore(folder)
+    store.open_for({"model": model}, {}, asked_for(folder, defense, attack))
+    suite = {"name": "full", "attacks": ["direct", "gcg"]}
+    store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
+    rows = [
+        {
+            "behavior": behavior,
+            "category": "fraud",
+            "harmful": attack != "benign",
+            "step": 3,
+            "tag": "",
+            "final": True,
+            "access": "text",
+            "reply": "words",
+            "scores": dict.fromkeys(judges, {"?": None}.get(letter, float(letter in "HY"))),
+            "samples": [
+                {"scores": dict.fromkeys(judges, None if d == "?" else float(d == "H"))}
+                for d in draws
+            ],
+            "refused": letter == "R",
+            "text": text or {"dominant": 0.9 if letter == "D" else 0.1},
+            "seconds": 0.25,
+            "tflop": 0.1,
+        }
+        for behavior, letter in zip(IDS, replies, strict=False)
+    ]
+    store.append(cell, rows)
+    if reason:
+        store.fail(cell, reason)
+
+
+def asked_for(folder: Path, defense: str, attack: str) -> dict[str, list[str]]:
+    """The order of a command that names what is in the folder, then these."""
+    record = folder / "run.json"
+    before = json.loads(record.read_text())["order"] if record.is_file() else {}
+    return {
+        "defenses": [*before.get("defenses", ()), defense],
+        "attacks": [*before.get("attacks", ()), *([attack] if attack != "benign" else [])],
+    }

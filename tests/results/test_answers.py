@@ -1,0 +1,64 @@
+"""Runs read back as rows: what their columns are, and where a row lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from run_builders import fill
+
+from robench import load_rows
+from robench.errors import InputError
+from robench.results.answers import read_answers
+from robench.results.verdicts import disambiguate
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    fill(tmp_path, "gcg", "HHRD")
+    fill(tmp_path, "benign", "YYYY")
+    fill(tmp_path, "gcg", "HR", "cb", reason="loss is NaN")
+    return tmp_path
+
+
+def test_an_attempt_per_row_with_what_its_cell_was_asked(run: Path) -> None:
+    rows = load_rows(run)
+    assert list(rows.columns[:6]) == ["model", "defense", "attack", "role", "tier", "seed"]
+    assert len(rows) == 10
+    found = rows.query("defense == 'none' and attack == 'gcg'")
+    assert list(found["outcome"]) == ["harmful", "harmful", "refused", "degenerate"]
+    assert set(rows.query("attack == 'benign'")["outcome"]) == {"complied"}
+    assert set(rows["judge"]) == {"exact"}
+
+
+def test_a_row_says_where_it_lies(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    rows = load_rows(run.name)
+    monkeypatch.chdir("/")
+    for _, row in rows.iterrows():
+        lines = (Path(row["run"]) / "cells" / row["cell"] / "rows.jsonl").read_text().splitlines()
+        assert any(f'"behavior": "{row["behavior"]}"' in line for line in lines)
+        assert row["cell"].startswith(f"{row['defense']}__{row['attack']}__0-")
+
+
+def test_a_method_of_two_tiers_still_lies_in_its_own_folder(run: Path) -> None:
+    fill(run, "gcg", "RRRR", tier="paper")
+    rows = load_rows(run).query("attack == 'gcg [paper]'")
+    (name,) = set(rows["cell"])
+    assert name.startswith("none__gcg__0-") and (run / "cells" / name).is_dir()
+
+
+def test_several_runs_are_read_together(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    fill(other, "gcg", "HHRR", "es2")
+    answers = read_answers([run, other])
+    assert [a.header["defense"] for a in answers] == ["none", "none", "cb", "es2"]
+    assert disambiguate(answers) == answers
+    assert set(load_rows(run, str(other))["run"]) == {str(run), str(other)}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a run folder"):
+        load_rows(tmp_path)
