@@ -121,7 +121,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     default = option.default if isinstance(option.default, (bool, int, str)) else None
     flag = about.get("flag", f"--{option.name.replace('_', '-')}")
     made = typer.Option(flag, help=about["help"], min=about.get("least"))
-    annotation = Annotated[kind if default is not None else kind | None, made]
+    annotation: Any = Annotated[kind if default is not None else kind | None, made]
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

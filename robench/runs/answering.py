@@ -114,7 +114,7 @@ class Answerer:
             }
             for i, (attempt, seconds, tflop) in enumerate(costed)
         ]
-        return sorted(rows, key=lambda row: row["behavior"])  # type: ignore[arg-type, return-value]
+        return sorted(rows, key=lambda row: row["behavior"])  # type: ignore[arg-type]
 
     def _scores(
         self, behaviors: Sequence[Behavior], replies: Sequence[str]

@@ -18,9 +18,9 @@ from robench.errors import Failure, InputError
 from robench.methods.registry import EXTERNAL, Method
 from robench.model.chat_model import ChatModel
 from robench.results import artifacts
+from robench.results.schema import BENIGN
 from robench.results.store import Cell, RunStore
 from robench.runs.answering import Answerer, attempts_of
-from robench.results.schema import BENIGN
 from robench.runs.cells import Group
 from robench.runs.progress import Progress
 from robench.runs.run_texts import RunTexts, lacking

@@ -17,7 +17,7 @@ from robench.config import as_dict, assignments
 from robench.errors import InputError
 from robench.methods.registry import check_settings_used, resolve_all
 from robench.model import loading
-from robench.results.schema import BENIGN, Info
+from robench.results.schema import BENIGN, Info, Suite
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
 from robench.runs.cells import CHUNK, Group, groups_of
@@ -51,7 +51,7 @@ class Plan:
     """
 
     question: Question
-    suite: Mapping[str, Any]
+    suite: Suite
     files: loading.ModelFiles
     texts: RunTexts
     judges: Mapping[str, Judge]
@@ -165,8 +165,8 @@ class Plan:
         spec, replies = self.question.model, self.question.replies
         load = partial(
             loading.load_model,
-            device=spec.device,
-            dtype=spec.dtype,
+            device=str(spec.device),
+            dtype=str(spec.dtype),
             device_map=spec.device_map,
         )
         length = self.shared["max_new_tokens"]
@@ -181,7 +181,8 @@ class Plan:
             keep_going=keep_going,
             info=self._info(base),
         )
-        weights = expected.groupby("cell")["seconds"].sum(min_count=1).dropna().to_dict()
+        seconds = expected.groupby("cell")["seconds"].sum(min_count=1).dropna()
+        weights = {str(cell): float(value) for cell, value in seconds.items()}
         with Progress(pending, weights) as progress:
             execution.run(pending, progress)
 
@@ -189,7 +190,7 @@ class Plan:
         """How the cells are answered, for their records."""
         spec = self.question.model
         return {
-            "suite": dict(self.suite),
+            "suite": self.suite,
             "harness_version": version("robench"),
             "versions": _versions(),
             "device": hardware(spec.device or ""),
