@@ -272,9 +272,11 @@ def list_names(
     if kind == "models":
         typer.echo("organism\nany folder or hub id of a causal language model with a chat template")
         return
+    from robench.methods.describe import summary
+
     _known("kind", kind, (*KINDS, "models"))
     for name in registry.names(KINDS[kind]):
-        typer.echo(f"{name:16} {registry.summary(KINDS[kind], name)}".rstrip())
+        typer.echo(f"{name:16} {summary(KINDS[kind], name)}".rstrip())
 
 
 @app.command()
@@ -287,10 +289,12 @@ def show(name: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -
 
 @app.command()
 def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> int:
-    """Hold an attack or a defense to the contract, on tiny models on the CPU."""
+    """Hold an attack, a defense or a judge to the contract, on tiny models on the CPU."""
     from robench.methods import checks
 
-    problems = checks.check(reference)
+    problems, warnings = checks.check(reference)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo("\n".join(problems) or f"{reference} passes")
     return WRONG_INPUT if problems else 0
 
