@@ -258,8 +258,10 @@ def list_names(
         for name in matrices.names():
             typer.echo(f"{name:16} {matrices.load_matrix(name).about}")
     elif kind in KINDS:
+        from robench.methods.describe import summary
+
         for name in registry.names(KINDS[kind]):
-            typer.echo(f"{name:16} {registry.summary(KINDS[kind], name)}".rstrip())
+            typer.echo(f"{name:16} {summary(KINDS[kind], name)}".rstrip())
     else:
         raise InputError(
             f"no kind called {kind!r}{suggestion(kind, (*KINDS, 'matrices', 'models'))}"
@@ -283,7 +285,7 @@ def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class
 
     report = checks.check(reference)
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}")
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo("\n".join(report.problems) or f"{reference} passes")
     return WRONG_INPUT if report.problems else 0
 

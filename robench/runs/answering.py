@@ -26,6 +26,10 @@ from robench.texts.refusals import refused
 from robench.types import Attempt, Behavior, Context, Judge, Lengths, Prompt, user
 
 
+class BrokenContract(TypeError):
+    """An attack's attempts are not what an attack must yield."""
+
+
 class Costed(NamedTuple):
     """An attempt, with what its cell had cost per behavior when it was made."""
 
@@ -41,7 +45,7 @@ def attempts_of(
 
     Raises:
         Failure: a loss is NaN or infinite.
-        TypeError: the attack breaks its contract.
+        BrokenContract: the attempts are not what an attack must yield.
     """
     started, before = time.perf_counter(), target.usage.tflop
     costed = []
@@ -58,7 +62,7 @@ def attempts_of(
             bar.update(attempt.step - bar.n)
     problems = contract.attempt_problems(behaviors, [made.attempt for made in costed])
     if problems:
-        raise TypeError(f"attack {attack.name} breaks its contract: {'; '.join(problems)}")
+        raise BrokenContract(f"attack {attack.name} breaks its contract: {'; '.join(problems)}")
     return costed
 
 

@@ -15,12 +15,13 @@ import torch
 import yaml
 
 from robench.errors import Failure, InputError
+from robench.methods.faults import blame, is_ours, line_of
 from robench.methods.registry import EXTERNAL, Method
 from robench.model.chat_model import ChatModel
 from robench.results import artifacts
 from robench.results.schema import BENIGN
 from robench.results.store import Cell, RunStore
-from robench.runs.answering import Answerer, attempts_of
+from robench.runs.answering import Answerer, BrokenContract, attempts_of
 from robench.runs.cells import Group
 from robench.runs.progress import Progress
 from robench.runs.run_texts import RunTexts, lacking
@@ -64,7 +65,7 @@ class Execution:
                 for cell, _ in group.cells:
                     self.store.open(cell, self.info)
                     self._hole(cell, f"defense {group.defense.name}: {one_line(error)}", progress)
-                self._raise_unless_expected(error)
+                self._raise_unless_expected(group.defense, error)
                 return
             info = {
                 **self.info,
@@ -91,7 +92,7 @@ class Execution:
             self._chunks(cell, attack, target)
         except Exception as error:
             self._hole(cell, one_line(error), progress)
-            self._raise_unless_expected(error)
+            self._raise_unless_expected(attack, error)
         else:
             progress.end(cell)
 
@@ -129,12 +130,19 @@ class Execution:
         self.store.fail(cell, reason)
         progress.hole(cell, reason)
 
-    def _raise_unless_expected(self, error: Exception) -> None:
-        """Let an error of the program or of the disk end the run, unless it is to keep going."""
-        fatal = isinstance(error, (OSError, InputError))
-        expected = isinstance(error, (Failure, torch.OutOfMemoryError))
-        if fatal or not (expected or self.keep_going):
+    def _raise_unless_expected(self, method: Method, error: Exception) -> None:
+        """End the run by an error of the disk, of the user or of a program, unless it is to go on.
+
+        An error inside a method that does not come with robench is its author's: one line.
+        """
+        if isinstance(error, (OSError, InputError)):
             raise error
+        if self.keep_going or isinstance(error, (Failure, torch.OutOfMemoryError)):
+            return
+        theirs = isinstance(error, BrokenContract) or line_of(method.instance, error)
+        if theirs and not is_ours(method.instance):
+            raise InputError(blame(method, error)) from error
+        raise error
 
 
 def _training_cost(cache: Path, external: bool) -> dict[str, float | None]:

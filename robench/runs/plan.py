@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from robench import judges
 from robench.config import as_dict, assignments
 from robench.errors import InputError
-from robench.methods.registry import check_settings_used, resolve_all
+from robench.methods.contract import refusal
+from robench.methods.registry import refuse_unused_settings, resolve_all
 from robench.model import loading
 from robench.results.schema import BENIGN, Info, Suite
 from robench.results.store import Cell, RunStore
@@ -219,14 +220,17 @@ def plan(question: Question) -> Plan:
     tier = question.tier or "demo"
     attacks = resolve_all("attack", matrix.attacks, tier, settings)
     defenses = resolve_all("defense", matrix.defenses, tier, settings)
-    chosen_judges = judges.choose(question.judges or (), settings, _judge_device(question))
+    chosen = judges.resolved(question.judges or (), settings, _judge_device(question))
     named = question.named_matrix().attacks if question.attacks else [a.name for a in attacks]
-    check_settings_used(question.settings, [*attacks, *defenses], question.judges or ())
+    refuse_unused_settings(question.settings, [*attacks, *defenses, *chosen])
     files = find_base(question.model)
     if files.name != loading.BUILT_IN and question.texts.behaviors is None:
         raise InputError(f"give the harmful requests for {files.name}: --behaviors FILE")
     texts = gather(files.name, question.texts, matrix.n, matrix.benign)
-    judges.check_accepted(chosen_judges, texts.behaviors)
+    for method in (*attacks, *defenses, *chosen):
+        if reason := refusal(method, texts.behaviors):
+            raise InputError(reason)
+    chosen_judges = {method.name: method.instance for method in chosen}
     if matrix.skip_lacking:
         attacks = [method for method in attacks if not lacking(method, texts)]
         defenses = [method for method in defenses if not lacking(method, texts)]

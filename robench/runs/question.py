@@ -170,12 +170,15 @@ class Question:
         Raises:
             InputError: no such matrix, or nothing of some kind is asked.
         """
-        given = {"attacks": self.attacks, "defenses": self.defenses, "seeds": self.seeds}
-        given |= {"n": self.texts.n, "benign": self.texts.n_benign}
-        return replace(
-            self.named_matrix(),
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        given: dict[str, Any] = {
+            "attacks": self.attacks,
+            "defenses": self.defenses,
+            "seeds": self.seeds,
+            "n": self.texts.n,
+            "benign": self.texts.n_benign,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(self.named_matrix(), **given)
 
 
 class Option(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from robench import judges
+from robench.methods.registry import refuse_unused_settings
 from robench.results.store import RunStore, replied
 from robench.runs.question import Settings
 from robench.types import Behavior, Judge
@@ -44,11 +45,11 @@ def judge(
     store = RunStore(Path(folder))
     with store.locked():
         requests = {(r["harmful"], r["id"]): Behavior(**r) for r in store.behaviors()}
-        chosen = judges.choose(references, settings or {}, device)
-        judges.check_settings(settings or {}, chosen)
-        for name, instance in chosen.items():
-            store.register_judge(name, judges.record(instance))
-        return sum(_score(store, requests, name, instance) for name, instance in chosen.items())
+        chosen = judges.resolved(references, settings or {}, device)
+        refuse_unused_settings(settings or {}, chosen)
+        for method in chosen:
+            store.register_judge(method.name, judges.record(method.instance))
+        return sum(_score(store, requests, method.name, method.instance) for method in chosen)
 
 
 def _score(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robench.errors import InputError
-from robench.methods.registry import check_settings_used, resolve_all
+from robench.methods.registry import refuse_unused_settings, resolve_all
 from robench.model import loading
 from robench.runs.plan import find_base, with_defaults
 from robench.runs.question import Question
@@ -39,7 +39,7 @@ def train(defense: Any, out: str | Path, question: Question, seed: int = 0) -> N
     question = with_defaults(question)
     spec = question.model
     (method,) = resolve_all("defense", [defense], question.tier or "demo", question.settings)
-    check_settings_used(question.settings, [method], ())
+    refuse_unused_settings(question.settings, [method])
     everything = sys.maxsize  # whatever may be under test one day
     texts = gather(spec.id, question.texts, everything, everything)
     if reason := lacking(method, texts):

@@ -249,7 +249,8 @@ def test_a_failing_cell_is_a_hole_never_a_success(tmp_path):
     words[words.index(f"{file}:NaN")] = f"{file}:Bug"
     out = ["--out", str(tmp_path / "bug")]
     stopped = subprocess.run([*words, *out], capture_output=True, text=True, timeout=120)
-    assert stopped.returncode == 1 and "IndexError" in stopped.stderr
+    assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
+    assert "attack 'Bug' (" in stopped.stderr and "failing.py:11): IndexError" in stopped.stderr
     going = subprocess.run(
         [*words, *out, "--keep-going"], capture_output=True, text=True, timeout=120
     )
