@@ -78,7 +78,7 @@ class RepE:
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
     ) -> Iterator[Attempt]:
         settings = [
-            Setting(strength, tuple(model.numbered(layers)), positions)
+            Setting(strength, tuple(model.layer_numbers(layers)), positions)
             for strength, layers, positions in product(
                 sorted(self.strength), self.layers, self.positions
             )
