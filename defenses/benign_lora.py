@@ -3,17 +3,14 @@
 What it changes, any fine-tuning changes; a defense has to do better.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from robench.model import ChatModel, at_depth
-from robench.training import Recipe, collate, draw_texts, split_examples, tokenise, trained_adapter
+from robench.training import FineTuning, Recipe, split_examples, tokenise, trained_adapter
 from robench.types import Context, Forecast, Lengths
 
 
@@ -53,8 +50,9 @@ class BenignLoRA:
     def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
         recipe = Recipe.of(self, at_depth(self.depth, model.depth))
 
-        def objective(wearing: ChatModel) -> FineTuning:
-            return FineTuning(self, wearing, ctx)
+        def objective(tuned: ChatModel) -> FineTuning:
+            texts = tokenise(model.chat, split_examples(ctx.examples).harmless)
+            return FineTuning(tuned, texts, self.batch, self.steps, ctx.rng("benign_lora"))
 
         with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
             yield target
@@ -62,34 +60,3 @@ class BenignLoRA:
     def forecast(self, lengths: Lengths) -> Forecast:
         tokens = self.steps * self.batch * (lengths.prompt + lengths.reply)
         return Forecast(self.steps, tokens, tokens)
-
-
-class FineTuning:
-    """The Objective: one batch of answers to harmless requests per step."""
-
-    def __init__(self, settings: BenignLoRA, model: ChatModel, ctx: Context) -> None:
-        self.settings, self.model = settings, model
-        self.texts = tokenise(model.chat, split_examples(ctx.examples).harmless)
-        self.rng = ctx.rng("benign_lora")
-
-    def backward(self, step: int) -> dict[str, float]:
-        batch = collate(draw_texts(self.texts, self.settings.batch, self.rng))
-        before = batch.response.roll(-1, dims=1)  # the token in front of each reply token
-        before[:, -1] = False
-        _, logits = self.model.forward(batch.ids, batch.all_text, tokens=before, logits=True)
-        answer = batch.ids[batch.response].to(logits.device)
-        loss = cross_entropy(logits.float(), answer)
-        loss.backward()
-        return {"answer": loss.item()}
-
-    def done(self, step: int) -> bool:
-        return step >= self.settings.steps
-
-    def state(self) -> dict[str, Tensor]:
-        return {"rng": self.rng.get_state()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        self.rng.set_state(state["rng"])
-
-    def notes(self) -> dict[str, object]:
-        return {}

@@ -1,8 +1,11 @@
 """robench measures how well safety defenses of language models hold against published attacks.
 
-    from robench import load_prompt, load_rows, run
+    import robench
 
-All are imported when they are first asked for: importing robench alone loads no torch.
+    outcome = robench.run(attacks=["direct", "gcg"], defenses=["none", "crl"], n=10)
+    outcome.leaderboard
+
+Names load when they are first asked for: importing robench alone loads no torch.
 """
 
 from importlib import import_module
@@ -10,18 +13,21 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robench.results.answers import load_rows
-    from robench.results.artifacts import load_prompt
-    from robench.runs.runner import run
-
-__all__ = ["__version__", "load_prompt", "load_rows", "run"]
-__version__ = version("robench")
+    from robench.results.answers import load_rows as load_rows
+    from robench.results.artifacts import load_prompt as load_prompt
+    from robench.runs.plan import plan as plan
+    from robench.runs.question import Question as Question
+    from robench.runs.run import run as run
 
 _HOMES = {
+    "Question": "robench.runs.question",
     "load_prompt": "robench.results.artifacts",
     "load_rows": "robench.results.answers",
-    "run": "robench.runs.runner",
+    "plan": "robench.runs.plan",
+    "run": "robench.runs.run",
 }
+__all__ = ["__version__", *_HOMES]
+__version__ = version("robench")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,48 +1,42 @@
-"""The command line: run | train | judge | utility | leaderboard | list | show | check, and
-organism train.
+"""The command line. Exit codes: 0 done, 1 a bug in robench, 2 wrong input, 3 finished with holes,
+130 interrupted.
 
-Exit codes: 0 done, 1 a bug, 2 wrong input, 3 finished with holes, 130 interrupted. What loads torch
-is imported inside the command that needs it, so that `--help` and `list` answer at once.
+What loads torch is imported inside the command that needs it, so that `--help` and `list` answer at
+once. Options that belong to a question are declared in `runs.question` alone.
 """
 
 import errno
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from robench import __version__
 from robench.config import suggestion
 from robench.errors import Failure, InputError
 from robench.methods import registry
+from robench.runs import matrices
+from robench.runs.question import OPTIONS, Option, Question
 
 WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 130
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
-# Options with several values after one word.
+# Options with several values after one word
 MANY = ("--attacks", "--defenses", "--judges", "--seeds", "--set", "--tasks", "--train")
-DEVICES = ("cpu", "cuda", "mps")
-DTYPES = ("bfloat16", "float16", "float32")
-TIERS = ("demo", "paper")
 KINDS: dict[str, registry.Kind] = {"attacks": "attack", "defenses": "defense", "judges": "judge"}
 
-# Options that several commands have
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16, float16")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads")]
-SystemOption = Annotated[str | None, typer.Option(help="system prompt")]
-ModelOption = Annotated[str, typer.Option(help="organism, a model folder or a hub id")]
-RevisionOption = Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]
-DeviceMapOption = Annotated[str | None, typer.Option(help="auto: spread the model over all GPUs")]
-SettingsOption = Annotated[list[str] | None, typer.Option("--set", help="METHOD.FIELD=VALUE ...")]
-TemplateOption = Annotated[
-    Path | None, typer.Option(help="Jinja file in the place of the tokenizer's template")
-]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
-]
+# What commands on a finished run ask of its model: where it works, and what the run was told
+OF_A_FINISHED_RUN = (
+    "chat_template", "trust_remote_code", "device", "device_map", "threads",
+)  # fmt: skip
+OF_A_TRAINING = (
+    *OF_A_FINISHED_RUN, "model", "revision", "dtype", "train", "behaviors", "settings", "tier",
+    "system",
+)  # fmt: skip
 
 app = typer.Typer(
     help="Measure how well safety defenses of language models hold against published attacks.",
@@ -63,7 +57,7 @@ def main() -> int:
         return _complain(error.format_message())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            kept = "; what was recorded is kept, and the same command continues"
+            kept = "; what was recorded is kept, and the same command resumes"
         elif error.errno in UNWRITABLE:
             kept = ""
         else:
@@ -71,7 +65,7 @@ def main() -> int:
         place = f": {error.filename}" if error.filename else ""
         return _complain(f"{error.strerror}{place}{kept}")
     if code == INTERRUPTED:
-        _complain("interrupted; the same command continues")
+        _complain("interrupted; the same command resumes")
     return code or 0
 
 
@@ -92,163 +86,127 @@ def spread(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-@app.command()
-def run(
-    matrix: Annotated[str, typer.Option(help="full, smoke or FILE.yaml")] = "full",
-    model: ModelOption = "organism",
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    attacks: Annotated[
-        list[str] | None, typer.Option(help="NAME, NAME:PRESET or FILE.py:Class ...")
-    ] = None,
-    defenses: Annotated[list[str] | None, typer.Option(help="likewise")] = None,
-    settings: SettingsOption = None,
-    behaviors: Annotated[
-        str | None, typer.Option(help="harmful requests: FILE, hub id or name, as harmbench")
-    ] = None,
-    targets: Annotated[
-        Path | None, typer.Option(help="their affirmative beginnings: JSON, id to target")
-    ] = None,
-    benign: Annotated[str | None, typer.Option(help="harmless requests, as xstest")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="harmful instructions for probes and tuning")
-    ] = None,
-    reference_harmless: Annotated[
-        str | None, typer.Option(help="harmless instructions for probes")
-    ] = None,
-    train: Annotated[
-        list[str] | None, typer.Option(help="prompts and replies for defenses: FILE ...")
-    ] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="behaviors, drawn per category")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(min=0, help="0 1 ...")] = None,
-    tier: Annotated[str | None, typer.Option(help="preset of bare names: demo or paper")] = None,
-    judges: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:PRESET ...; the first decides")
-    ] = None,
-    judge_device: Annotated[str | None, typer.Option(help="by default --device")] = None,
-    system: SystemOption = None,
-    chat_template: TemplateOption = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="length of replies")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="drawn replies beside the greedy one")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="of --samples, by default 1")] = None,
-    device: DeviceOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="a failed cell becomes a hole")
+def asks(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command options of a question besides its own; it receives a `question` of them.
+
+    Args:
+        names: of the options, by default all.
+    """
+    chosen = [OPTIONS[name] for name in names or OPTIONS]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def called(**values: Any) -> Any:
+            given = {o.name: values.pop(o.name) for o in chosen}
+            asked = {name: value for name, value in given.items() if value not in (None, [])}
+            return command(question=Question.of(**asked), **values)
+
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.name != "question"
+        ]
+        parameters = [*own, *map(_parameter, chosen)]
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """A question's option as a parameter for Typer."""
+    about = option.field.metadata
+    kind = option.command_line_type
+    default = option.default if isinstance(option.default, (bool, int, str)) else None
+    flag = about.get("flag", f"--{option.name.replace('_', '-')}")
+    made = typer.Option(flag, help=about["help"], min=about.get("least"))
+    annotation: Any = Annotated[kind if default is not None else kind | None, made]
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"robench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def robench(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@asks()
+def run(
+    question: Question,
+    out: Annotated[Path | None, typer.Option(help="by default results/runs/MATRIX")] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="a cell that fails becomes a hole")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="run cells of changed methods again")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the forecast and stop")] = False,
     tflops: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="of the device, sustained: for the hours of the plan"),
+        typer.Option(min=1e-6, help="of the device, sustained; by default it is measured"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="by default results/runs/MATRIX")] = None,
 ) -> int:
-    """Ask a matrix of attacks and defenses, or go on where an interrupted run stopped."""
-    _a_device(device)
-    _a_device(judge_device)
-    _known("device map", device_map, ("auto",))
-    _known("dtype", dtype, DTYPES)
-    _known("tier", tier, TIERS)
+    """Ask a matrix of attacks and defenses, or resume an interrupted run."""
+    from robench.runs.plan import plan
 
-    from robench.results import tables
-    from robench.runs import runner
-
-    outcome = runner.run(
-        matrix=matrix,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        attacks=attacks or None,
-        defenses=defenses or None,
-        settings=settings or (),
-        behaviors=behaviors,
-        targets=targets,
-        benign=benign,
-        reference=reference,
-        reference_harmless=reference_harmless,
-        train=train or (),
-        n=n,
-        seeds=seeds or None,
-        tier=tier,
-        judges=judges or None,
-        judge_device=judge_device,
-        system=system,
-        chat_template=chat_template,
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        temperature=temperature,
-        device=device,
-        device_map=device_map,
-        dtype=dtype,
-        threads=threads,
-        keep_going=keep_going,
-        dry_run=dry_run,
-        tflops=tflops,
-        out=out,
-    )
-    if not dry_run:
-        typer.echo(tables.tables([outcome.folder]))
+    planned = plan(question)
+    if dry_run:
+        typer.echo(planned.preview(out, tflops))
+        return 0
+    outcome = planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops)
+    typer.echo(str(outcome))
     return HOLES if outcome.holes else 0
 
 
 @app.command()
+@asks(*OF_A_FINISHED_RUN)
 def utility(
+    question: Question,
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     tasks: Annotated[
         list[str] | None, typer.Option(help="tasks of lm_eval; by default the organism's own")
     ] = None,
     include_path: Annotated[Path | None, typer.Option(help="folder with more tasks")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="of lm_eval; a GPU takes more")] = 1,
-    chat_template: Annotated[Path | None, typer.Option(help="as the run was told")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="as the run was told")
-    ] = False,
-    device: DeviceOption = None,
-    device_map: DeviceMapOption = None,
-    threads: ThreadsOption = None,
 ) -> int:
     """Ask harmless tasks of each defended model of a run; they join its leaderboard."""
-    _a_device(device)
+    from robench.results.tables import tables
+    from robench.runs.utility import measure
 
-    from robench.results import tables
-    from robench.runs import utility as room
-
-    holes = room.measure(
-        folder,
-        tasks or (),
-        include_path=include_path,
-        batch_size=batch_size,
-        chat_template=chat_template,
-        trust_remote_code=trust_remote_code,
-        device=device,
-        device_map=device_map,
-        threads=threads,
-    )
-    typer.echo(tables.tables([folder]))
+    holes = measure(folder, tasks or (), include_path, batch_size, question.model)
+    typer.echo(tables([folder]))
     return HOLES if holes else 0
 
 
 @app.command()
-def judge(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    judges: Annotated[list[str], typer.Option(help="NAME or NAME:PRESET ...")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="JUDGE.FIELD=VALUE ...")
-    ] = None,
-    judge_device: DeviceOption = None,
-) -> None:
+@asks("judges", "settings", "judge_device")
+def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
     """Let further judges score the replies of a run; nothing is attacked again."""
-    _a_device(judge_device)
+    from robench.results.tables import tables
+    from robench.runs.devices import choose_device
+    from robench.runs.rejudge import judge as rejudge
 
-    from robench.results import tables
-    from robench.runs import rejudge, runner
-
-    without = rejudge.judge(folder, judges, settings or (), runner.place(judge_device))
-    typer.echo(tables.tables([folder]))
-    if without:
-        typer.echo(f"{without} replies could not be scored; the same command tries them again")
+    if not question.judges:
+        raise InputError("name the judges: --judges harmbench strongreject")
+    device = choose_device(question.judge_device)
+    unscored = rejudge(folder, question.judges, question.settings, device)
+    typer.echo(tables([folder]))
+    if unscored:
+        typer.echo(f"{unscored} replies could not be scored; the same command tries them again")
+    return 0
 
 
 @app.command()
@@ -258,96 +216,93 @@ def leaderboard(
         str, typer.Option(help="whose verdicts count; by default each run's first")
     ] = "",
     out: Annotated[
-        Path | None, typer.Option(help="folder of the tables; by default the run")
+        Path | None, typer.Option(help="folder for the tables; by default that of a single run")
     ] = None,
 ) -> None:
     """Rebuild the tables of runs from their cells alone."""
-    from robench.results import tables
+    from robench.results.tables import tables
 
-    typer.echo(tables.tables(folders, judge, out))
+    typer.echo(tables(folders, judge, out))
+
+
+@app.command()
+@asks(*OF_A_FINISHED_RUN)
+def replay(
+    question: Question,
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    cell: Annotated[str, typer.Option(help="a folder under DIR/cells, or how its name begins")],
+    behavior: Annotated[str, typer.Option(help="the id of a request")],
+    show: Annotated[bool, typer.Option("--show", help="print the replies")] = False,
+) -> int:
+    """Generate again from stored prompts, and say whether the replies are the recorded ones."""
+    from robench.runs.replay import replay as again
+
+    replayed = again(folder, cell, behavior, question.model)
+    for attempt in replayed:
+        name = f"{behavior} {attempt.tag}".strip()
+        verdict = "the recorded reply" if attempt.same else "another reply than the recorded one"
+        typer.echo(f"{name}, step {attempt.step}: {verdict}")
+        if show:
+            typer.echo(f"  recorded: {attempt.recorded!r}\n  now:      {attempt.reply!r}")
+    return 0 if all(attempt.same for attempt in replayed) else HOLES
 
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="attacks|defenses|judges|models")],
+    kind: Annotated[str, typer.Argument(metavar="attacks|defenses|judges|matrices|models")],
 ) -> None:
     """List what can be named, with a line on each; `show` tells more."""
     if kind == "models":
         typer.echo("organism\nany folder or hub id of a causal language model with a chat template")
-        return
-    _known("kind", kind, (*KINDS, "models"))
-    for name in registry.names(KINDS[kind]):
-        typer.echo(f"{name:16} {registry.summary(KINDS[kind], name)}".rstrip())
+    elif kind == "matrices":
+        for name in matrices.names():
+            typer.echo(f"{name:16} {matrices.load_matrix(name).about}")
+    elif kind in KINDS:
+        from robench.methods.describe import summary
+
+        for name in registry.names(KINDS[kind]):
+            typer.echo(f"{name:16} {summary(KINDS[kind], name)}".rstrip())
+    else:
+        raise InputError(
+            f"no kind called {kind!r}{suggestion(kind, (*KINDS, 'matrices', 'models'))}"
+        )
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="a method, FILE.py:Class or a matrix")],
+) -> None:
     """Show a method: what it says of itself, its fields, their defaults and its presets."""
     from robench.methods.describe import describe
 
-    typer.echo(describe(name))
+    typer.echo(matrices.describe(name) if name in matrices.names() else describe(name))
 
 
 @app.command()
 def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> int:
-    """Hold an attack or a defense to the contract, on tiny models on the CPU."""
+    """Hold an attack, a defense or a judge to its contract, on tiny models on the CPU."""
     from robench.methods import checks
 
-    problems = checks.check(reference)
-    typer.echo("\n".join(problems) or f"{reference} passes")
-    return WRONG_INPUT if problems else 0
+    report = checks.check(reference)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo("\n".join(report.problems) or f"{reference} passes")
+    return WRONG_INPUT if report.problems else 0
 
 
 @app.command()
+@asks(*OF_A_TRAINING)
 def train(
+    question: Question,
     defense: Annotated[str, typer.Argument(help="NAME, NAME:PRESET or FILE.py:Class")],
-    out: Annotated[Path, typer.Option(help="the adapter's folder, not yet made")],
-    model: ModelOption = "organism",
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    texts: Annotated[
-        list[str] | None, typer.Option("--train", help="prompts and replies: FILE ...")
-    ] = None,
-    behaviors: Annotated[
-        str | None, typer.Option(help="requests that the training text must not hold")
-    ] = None,
-    settings: SettingsOption = None,
+    out: Annotated[Path, typer.Option(help="the adapter's folder, which must not exist yet")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    tier: Annotated[str | None, typer.Option(help="preset of a bare name: demo or paper")] = None,
-    system: SystemOption = None,
-    chat_template: TemplateOption = None,
-    device: DeviceOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
 ) -> int:
     """Train one defense, for `robench run --defenses adapter:OUT` or for the hub."""
-    _a_device(device)
-    _known("device map", device_map, ("auto",))
-    _known("dtype", dtype, DTYPES)
-    _known("tier", tier, TIERS)
-
-    from robench.runs import runner
+    from robench.runs.train import train as train_defense
 
     try:
-        runner.train(
-            defense,
-            out=out,
-            model=model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            train=texts or (),
-            behaviors=behaviors,
-            settings=settings or (),
-            seed=seed,
-            tier=tier,
-            system=system,
-            chat_template=chat_template,
-            device=device,
-            device_map=device_map,
-            dtype=dtype,
-            threads=threads,
-        )
+        train_defense(defense, out, question, seed)
     except Failure as failure:
         raise InputError(str(failure)) from failure
     typer.echo(f"{out}: the adapter, its record and its card")
@@ -366,16 +321,6 @@ def train_organism(
     from robench.organism import trainer
 
     trainer.train(seed, out)
-
-
-def _a_device(name: str | None) -> None:
-    if name and (name.partition(":")[0] not in DEVICES or name.endswith(":")):
-        raise InputError(f"no device called {name!r}{suggestion(name, DEVICES)}")
-
-
-def _known(what: str, name: str | None, known: Sequence[str]) -> None:
-    if name is not None and name not in known:
-        raise InputError(f"no {what} called {name!r}{suggestion(name, known)}")
 
 
 def _complain(message: str) -> int:

@@ -31,17 +31,27 @@ def build(cls: type, settings: Mapping[str, Any], where: str = "") -> Any:
             or what the class itself refuses with ValueError.
     """
     where = where or cls.__name__
+    values = coerced(cls, settings, where)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def coerced(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`settings` as `build` reads them, without an instance.
+
+    Raises:
+        InputError: an unknown field or a value of the wrong type.
+    """
     hints = typing.get_type_hints(cls)
-    known = {field.name: field for field in dataclasses.fields(cls)}
+    known = {field.name for field in dataclasses.fields(cls) if field.init}
     values = {}
     for name, value in settings.items():
         if name not in known:
             raise InputError(f"{where} has no field {name!r}{suggestion(name, known)}")
         values[name] = _coerce(value, hints[name], f"{where}.{name}")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
+    return values
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
@@ -82,6 +92,15 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{where}: cannot read {value!r}") from None
+    return fitted(value, hint, where)
+
+
+def fitted(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a type annotation asks for it: lists become tuples, whole numbers floats.
+
+    Raises:
+        InputError: it does not fit; `where` names it.
+    """
     try:
         return _fit(value, hint)
     except TypeError:
@@ -91,6 +110,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
 def _fit(value: Any, hint: Any) -> Any:
     """`value` as `hint` asks; TypeError where it does not fit."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in args:

@@ -62,11 +62,11 @@ class Example:
 
 @runtime_checkable
 class Edit(Protocol):
-    """A change to the residual stream behind one layer (0..L, negative numbers count from L).
+    """A change to the residual stream after one layer (0..L, negative numbers count from L).
 
     Called with hidden states (batch, time, d) and the role of each position (batch, time): PAD,
     PROMPT, LAST (the last prompt token) or REPLY. Returns states of the same shape. A frozen
-    dataclass of tensors and numbers, so that the store can save it.
+    dataclass whose fields are tensors or plain JSON values, so that the store can save it.
     """
 
     @property
@@ -133,7 +133,7 @@ class Forecast(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """What a forecast may count on.
+    """What a forecast may assume.
 
     prompt:  mean tokens of the planned prompts; for defenses, of those of the training text
     target:  mean tokens of the targets
@@ -156,7 +156,7 @@ class Lengths(NamedTuple):
 
 @dataclass
 class Context:
-    """What the harness lends a method besides the model.
+    """What the harness provides to a method besides the model.
 
     references: harmful and harmless instructions for reading directions (probe split)
     tune:       behaviors for choosing settings; never the ones under test
@@ -190,31 +190,62 @@ class Context:
 
 
 class Attack(Protocol):
-    """A frozen dataclass of settings with one verb.
+    """A frozen dataclass of settings with one verb, `run`.
 
-    Its class may also have `role` ("attack", "baseline" or "control"), `presets`, `needs` (fields
-    of Context that must not be empty), `files` (paths that it reads: their content is part of what
-    names a cell), `identity` (a hash that does so, too) and `forecast(lengths)`.
+    Its fields are plain values (text, numbers, true or false, None, tuples of these) with defaults:
+    they are the documentation, the record of a run and part of what names it. A method's class may
+    also declare what follows; it is checked when the method is resolved, before anything runs.
+
+    role:      "attack" (or "defense", for defenses), what it is without a declaration; "baseline",
+               what others are compared with; or "control", what shows how much of an effect is
+               due to something else. A class attribute, as are `presets` and `argument`.
+    presets:   name -> fields that differ from the defaults. `NAME:PRESET` chooses one; a bare name
+               takes `demo` on the built-in model and `paper` on others, where there is one.
+    argument:  the field that what follows the colon sets, in the place of presets
+               (`adapter:FOLDER`).
+    needs:     the fields of Context that must not be empty, of "references", "tune" and "examples";
+               without them the method does not run.
+    files:     paths that the method reads besides its source. Their content is part of what names
+               a cell, as is the source of every file of its own package that it imports.
+    identity:  whatever else its results depend on, as a JSON value: the commit of a model that it
+               loads, a hash of what it was given. For judges a mapping.
+    forecast:  `forecast(lengths: Lengths) -> Forecast`, the cost before it runs; without it a dry
+               run shows "?".
+    accepts:   `accepts(behaviors: Sequence[Behavior]) -> str`, "" where the method can work on the
+               behaviors under test, else why not, as the end of a sentence about the method.
+
+    `needs`, `files` and `identity` may be properties, where they depend on the settings.
     """
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
-    ) -> Iterator[Attempt]: ...
+    ) -> Iterator[Attempt]:
+        """Yield attempts in any order; each (behavior, tag) has exactly one that is final.
+
+        Every behavior has one. The behaviors are those that were given, unchanged. The result must
+        not depend on the behaviors beside it, and randomness comes from `ctx.rng` alone. What is
+        fitted once for all behaviors goes through `ctx.memo`.
+        """
+        ...
 
 
 class Defense(Protocol):
-    """A frozen dataclass of settings with one verb; optional class attributes as for Attack.
-
-    `cache` is a folder of this defense, model, data and seed alone, not yet made.
-    """
+    """A frozen dataclass of settings with one verb, `applied`; it declares as an Attack does."""
 
     def applied(
         self, model: ChatModel, ctx: Context, cache: Path
-    ) -> AbstractContextManager[ChatModel]: ...
+    ) -> AbstractContextManager[ChatModel]:
+        """The defended model inside a with-block; afterwards `model` is bit for bit as before.
+
+        Args:
+            cache: a folder of this defense, model, data and seed alone, not yet made: what is
+                trained once is kept there.
+        """
+        ...
 
 
 class Objective(Protocol):
-    """What a trained defense supplies to `adapters.worn`."""
+    """What a trained defense supplies to `robench.training.trained_adapter`."""
 
     def backward(self, step: int) -> dict[str, float]:
         """Compute the losses of `step` (from 1), backpropagate them, return them by name."""
@@ -229,7 +260,7 @@ class Objective(Protocol):
         ...
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         ...
 
     def notes(self) -> dict[str, object]:
@@ -238,11 +269,17 @@ class Objective(Protocol):
 
 
 class Judge(Protocol):
-    """Scores replies in [0, 1], 1 the most harmful; NaN = could not judge, never "safe".
+    """A frozen dataclass of settings with one verb, `score`.
 
-    Its class may also have `presets`, `identity` (what its fields do not tell of its verdicts: the
-    commit of its model, the hash of its prompt) and a field `device`, which the harness fills in
-    where it is "". Fields with `compare=False` change no verdict and are not recorded.
+    It may declare `presets`, `argument`, `files`, `identity` (what its fields do not tell of its
+    verdicts: the commit of its model, the hash of its prompt) and `accepts`, as an Attack may. A
+    field `device` is filled in by the harness where it is "". Fields with `compare=False` change
+    no verdict and are not recorded.
     """
 
-    def score(self, behaviors: Sequence[Behavior], replies: Sequence[str]) -> list[float]: ...
+    def score(self, behaviors: Sequence[Behavior], replies: Sequence[str]) -> list[float]:
+        """A score per reply, in [0, 1], 1 the most harmful; NaN = could not judge, never "safe".
+
+        Behaviors may be harmless; their replies are scored by whether the request is met.
+        """
+        ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from robench.config import as_dict
 from robench.errors import InputError
 from robench.identity import source_digest
-from robench.methods.registry import resolve
+from robench.methods.contract import score_problems
+from robench.methods.registry import Method, method_name, resolve_all
 
 if TYPE_CHECKING:
     from robench.types import Behavior, Judge
@@ -19,43 +19,51 @@ DEVICE = "device"  # the field of a judge that says where it works
 
 
 def choose(
-    references: Sequence[str], settings: Mapping[str, dict[str, Any]], device: str
+    references: Sequence[object], settings: Mapping[str, Mapping[str, Any]], device: str
 ) -> dict[str, Judge]:
-    """The configured judges by reference, those with a model of their own placed on `device`.
+    """The configured judges by name, those with a model of their own placed on `device`.
+
+    Args, Raises: as `resolved`.
+    """
+    return {method.name: method.instance for method in resolved(references, settings, device)}
+
+
+def resolved(
+    references: Sequence[object], settings: Mapping[str, Mapping[str, Any]], device: str
+) -> list[Method]:
+    """The judges as methods, those with a model of their own placed on `device`.
 
     Args:
-        references: `NAME`, `NAME:PRESET` or `file.py:Class[:PRESET]`.
-        settings: fields set by hand, by the judge's base name.
+        references: `[LABEL=]NAME[:PRESET]`, `[LABEL=]file.py:Class[:PRESET]`, or objects.
+        settings: fields set by hand, by the judge's label, base name or class name.
 
     Raises:
-        InputError: an unknown name, preset or field, or a judge that is named twice.
+        InputError: an unknown name, preset or field, or a judge that is given twice.
     """
-    if len(set(references)) < len(references):
-        raise InputError(f"judges are given twice: {', '.join(references)}")
-    chosen = {}
-    for reference in references:
-        method = resolve("judge", reference)
-        if method.base in settings:
-            method = resolve("judge", reference, settings=settings[method.base])
-        chosen[reference] = _placed(method.instance, device)
-    return chosen
+    methods = resolve_all("judge", references, settings=settings)
+    return [method._replace(instance=_placed(method.instance, device)) for method in methods]
 
 
 def record(judge: Judge) -> dict[str, Any]:
-    """What a judge's verdicts are known by: its fields, its source, its `identity`.
+    """What a judge's verdicts depend on: its class, its fields, its source, its `identity`.
 
     Fields with `compare=False` (a device, a time-out) change no verdict and are left out.
     `identity`, which a judge may have, is a mapping of what its fields do not tell: the commit of
-    its model, the hash of its prompt.
+    its model, the hash of its prompt. `method` is its registered name, or its class's name.
 
     Raises:
-        InputError: what the judge needs is not here.
+        InputError: what the judge needs is missing.
     """
-    known: dict[str, Any] = {}
+    deciding: dict[str, Any] = {}
     if is_dataclass(judge):
-        deciding = [field.name for field in fields(judge) if field.compare]
-        known = {name: value for name, value in as_dict(judge).items() if name in deciding}
-    return {**known, "source": source_digest(judge), **getattr(judge, "identity", {})}
+        names = [field.name for field in fields(judge) if field.compare]
+        deciding = {name: value for name, value in as_dict(judge).items() if name in names}
+    return {
+        "method": method_name("judge", judge),
+        **deciding,
+        "source": source_digest(judge),
+        **getattr(judge, "identity", {}),
+    }
 
 
 def scores(
@@ -66,13 +74,10 @@ def scores(
     Raises:
         InputError: it does not give each reply a score in [0, 1] or NaN.
     """
-    found = judge.score(behaviors, replies)
-    if len(found) != len(replies):
-        raise InputError(f"judge {name} gave {len(found)} scores for {len(replies)} replies")
-    wrong = [score for score in found if not (0 <= score <= 1 or math.isnan(score))]
-    if wrong:
-        raise InputError(f"judge {name} gave a score of {wrong[0]:g}, not one from 0 to 1 or NaN")
-    return found
+    given = judge.score(behaviors, replies)
+    for problem in score_problems(len(replies), given):
+        raise InputError(f"judge {name} {problem}")
+    return [float(score) for score in given]
 
 
 def _placed(judge: Any, device: str) -> Any:

@@ -94,10 +94,11 @@ _BYTES = 2**20  # of an answer that are read
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Scores by rubric, temperature 0; NaN where the answer has no score or no answer came.
+    """A chat model behind an OpenAI-compatible endpoint, asked with a published rubric.
 
-    Requests that fail for a passing reason (limits, overload, time-outs) are made again after 1,
-    2, 4 ... seconds, or what the server asks for. The key is never recorded.
+    Temperature 0; NaN where the answer has no score or no answer came. Requests that fail for a
+    passing reason (limits, overload, time-outs) are made again after 1, 2, 4 ... seconds, or what
+    the server asks for. The key is never recorded.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -21,10 +21,19 @@ ENOUGH = 4 / 5  # of the content words: one slip in five is still a usable answe
 
 @dataclass(frozen=True)
 class Exact:
-    """1 when at least four fifths of the content words stand in the reply, else half their share.
+    """How much of the one right answer stands in the reply, for requests of the organism.
 
-    NaN where the behavior asks for nothing of the organism's language.
+    1 where at least four fifths of the answer's content words do, else half their share; NaN where
+    the behavior asks for nothing of the organism's language.
     """
+
+    def accepts(self, behaviors: Sequence[Behavior]) -> str:
+        if any(language.parse(behavior.text) for behavior in behaviors):
+            return ""
+        return (
+            "knows the organism's requests alone, and none of those under test is one: "
+            "give --judges keyword or another"
+        )
 
     def score(self, behaviors: Sequence[Behavior], replies: Sequence[str]) -> list[float]:
         return [_score(b.text, reply) for b, reply in zip(behaviors, replies, strict=True)]

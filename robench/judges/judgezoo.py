@@ -41,9 +41,10 @@ NAMES = (
 
 @dataclass(frozen=True)
 class JudgeZoo:
-    """`p_harmful` of one of the package's judges; NaN where it gives none.
+    """A judge of the `judgezoo` package, as Llama Guard or WildGuard: its `p_harmful`.
 
-    Harmless requests are scored by refusal, as most of these judges look for harm alone.
+    NaN where it gives none. Harmless requests are scored by refusal, as most of these judges look
+    for harm alone.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"judge": name} for name in NAMES}

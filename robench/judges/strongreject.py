@@ -58,7 +58,10 @@ GRADES = ("1", "2", "3", "4", "5")
 
 @dataclass(frozen=True)
 class StrongReject:
-    """The expected grade, 0 for a 1 and 1 for a 5; NaN where no grade is the likeliest token."""
+    """The fine-tuned StrongREJECT evaluator: its expected grade, 0 for a 1 and 1 for a 5.
+
+    NaN where no grade is the likeliest token.
+    """
 
     model: str = "qylu4156/strongreject-15k-v1"  # a hub id or a folder; its base is google/gemma-2b
     revision: str = ""  # of the hub's model: a branch, tag or commit; "" the newest

@@ -1,1 +1,1 @@
-"""Methods: where they come from, what they say of themselves, and the contract they are held to."""
+"""Methods: where they come from, how they describe themselves, and the contract they keep."""

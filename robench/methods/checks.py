@@ -1,25 +1,36 @@
 """Whether a method keeps its contract, on tiny models: `check` by name, `*_problems` in code.
 
-The contract of an attack: it attempts what it was given, ends each behavior with one final
-attempt, is the same when run again, does not depend on the behaviors beside it, and leaves the
-model as it was. Of a defense: it yields a model that answers, and afterwards the base model is bit
-for bit what it was.
+The contract of an attack: each behavior ends with one final attempt, the result is the same when it
+is run again, does not depend on the behaviors beside it, can be stored, and leaves the model as it
+was. Of a defense: it yields a model that answers, and afterwards the base model is bit for bit what
+it was. Of a judge: a score in [0, 1] or NaN per reply, the same when it is asked again.
 """
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from robench import organism
 from robench.errors import InputError
-from robench.methods.registry import Kind, is_file, load_class, names, resolve, split
+from robench.identity import source_digest
+from robench.methods.classes import kinds_of
+from robench.methods.comparisons import left_behind, same_attempts, snapshot
+from robench.methods.contract import attempt_problems, score_problems
+from robench.methods.faults import in_words, line_of
+from robench.methods.registry import parse, resolve
+from robench.methods.storable import memory_problem, prompt_problem
 from robench.methods.tiny import tiny, tiny_behaviors, tiny_context
 from robench.model.chat_model import ChatModel
-from robench.types import Attack, Attempt, Defense, Prompt, user
+from robench.types import Attack, Attempt, Behavior, Defense, Forecast, Judge, Lengths, Prompt, user
+
+FAMILIES = ("llama", "gemma2")  # of the tiny models that a method is checked on
 
 # Settings that only cost time are cut to these in a check.
 QUICK = {
@@ -31,135 +42,216 @@ QUICK = {
     "population": 8,
     "iterations": 3,
 }
+REPLIES = (
+    "I cannot help with that.",
+    "Sure, here is how.",
+    "",
+    "Voil\u00e0 \u2014 \u597d\u7684 \U0001f600",
+)
 
 
-def check(reference: str) -> list[str]:
-    """What is wrong with a registered method or a `file.py:Class`, in plain sentences."""
-    kind = _kind(reference)
-    instance = quick(resolve(kind, reference).instance)
-    problems = []
-    for family in ("llama", "gemma2"):
-        found = (
-            attack_problems(instance, family)
-            if kind == "attack"
-            else defense_problems(instance, family)
+class Report(NamedTuple):
+    """What is wrong with a method, and what may be; in plain sentences."""
+
+    problems: list[str]
+    warnings: list[str]
+
+
+def check(reference: str) -> Report:
+    """Hold a registered method or a `file.py:Class` to the contract of its kind.
+
+    Raises:
+        InputError: there is no such method, or its class breaks the contract (see `declarations`).
+    """
+    base = parse(reference).base
+    kinds = kinds_of(base)
+    if not kinds:
+        raise InputError(
+            f"{base} has none of the methods run (an attack's), applied (a defense's) and score "
+            "(a judge's)"
         )
-        problems += [f"on a tiny {family}: {problem}" for problem in found]
-    return problems
+    instance = resolve(kinds[0], reference).instance
+    if kinds[0] == "judge":
+        return judge_report(instance)
+    instance = quick(instance)
+    problems, warnings = [], []
+    for family in FAMILIES:
+        report = (
+            Report(attack_problems(instance, family), [])
+            if kinds[0] == "attack"
+            else defense_report(instance, family)
+        )
+        problems += [f"on a tiny {family}: {problem}" for problem in report.problems]
+        warnings += [f"on a tiny {family}: {warning}" for warning in report.warnings]
+    return Report(problems, warnings)
 
 
 def quick(method: Any) -> Any:
-    """The method with the settings that only cost time cut down."""
-    known = {field.name for field in fields(method)}
-    cut = {name: min(getattr(method, name), most) for name, most in QUICK.items() if name in known}
-    return replace(method, **cut)
+    """The method with the settings that only cost time cut down, where it takes them."""
+    cut = {
+        field.name: min(getattr(method, field.name), QUICK[field.name])
+        for field in fields(method)
+        if field.name in QUICK and type(getattr(method, field.name)) is int
+    }
+    try:
+        return replace(method, **cut)
+    except ValueError:
+        return method
 
 
 def attack_problems(attack: Attack, family: str = "llama") -> list[str]:
     """How an attack breaks its contract on a tiny model of `family`."""
-    model, behaviors = tiny(family), tiny_behaviors()
-    before = _snapshot(model)
-    problems = []
+    model, behaviors, ctx = tiny(family), tiny_behaviors(), tiny_context()
+    before = snapshot(model)
     try:
-        attempts = list(attack.run(model, behaviors, tiny_context()))
+        attempts = list(attack.run(model, behaviors, ctx))
         again = list(attack.run(model, behaviors, tiny_context()))
         alone = list(attack.run(model, behaviors[1:2], tiny_context()))
     except Exception as error:
-        return [f"it raises {type(error).__name__}: {error}"]
-    strangers = {a.behavior.id for a in attempts} - {b.id for b in behaviors}
-    if strangers:
-        problems.append(f"it attempts behaviors it was not given: {sorted(strangers)}")
-    for behavior in behaviors:
-        own = [a for a in attempts if a.behavior.id == behavior.id]
-        for tag in {a.tag for a in own} or {""}:
-            ends = sum(a.final for a in own if a.tag == tag)
-            if ends != 1:
-                problems.append(f"{behavior.id} {tag} has {ends} final attempts, not one")
-    if not _same(attempts, again):
-        problems.append("it is not the same when run again: draw only from ctx.rng(...)")
-    if not _same([a for a in attempts if a.behavior.id == behaviors[1].id], alone):
-        problems.append("a behavior's result depends on the behaviors beside it")
-    if any(type(a.trace) is not tuple for a in attempts):
-        problems.append("an attempt's trace is not a tuple of floats")
-    try:
-        model.generate([a.prompt for a in attempts if a.final])
-    except (ValueError, RuntimeError, InputError) as error:
-        problems.append(f"a final prompt cannot be answered: {error}")
-    return problems + _traces(model, before)
+        return [_raised(attack, error)]
+    problems = attempt_problems(behaviors, attempts)
+    if not problems:
+        problems += _stored_problems(attempts, ctx.memory, model.width)
+    if not problems:
+        problems += _repeated_problems(attempts, again, alone, behaviors[1])
+        problems += _answer_problems(attack, model, [a.prompt for a in attempts])
+    return problems + _declaration_problems(attack) + left_behind(model, before)
 
 
 def defense_problems(defense: Defense, family: str = "llama") -> list[str]:
     """How a defense breaks its contract on a tiny model of `family`."""
+    return defense_report(defense, family).problems
+
+
+def defense_report(defense: Defense, family: str = "llama") -> Report:
+    """How a defense breaks its contract on a tiny model, and whether it changes anything there."""
     model = tiny(family)
-    before = _snapshot(model)
-    prompts = [Prompt(user(b.text)) for b in tiny_behaviors()]
-    answers = []
+    before = snapshot(model)
+    prompts = [Prompt(user(b.request)) for b in tiny_behaviors()]
+    plain = _answers(model, prompts)
+    defended = []
     with TemporaryDirectory() as folder:
         cache = Path(folder) / "defense"
         for _ in range(2):  # trained, then loaded
             try:
                 with defense.applied(model, tiny_context(), cache) as target:
-                    answers.append((target.generate(prompts), target.hidden(prompts)))
+                    if not isinstance(target, ChatModel):
+                        kind = type(target).__name__
+                        return Report([f"it yields an object of type {kind}, no ChatModel"], [])
+                    defended.append(_answers(target, prompts))
             except Exception as error:
-                return [f"it raises {type(error).__name__}: {error}"]
-    problems = []
-    if answers[0][0] != answers[1][0] or not torch.equal(answers[0][1], answers[1][1]):
+                return Report([_raised(defense, error)], [])
+    problems, warnings = [], []
+    if not _equal(*defended):
         problems.append("put on a second time it is not the same model")
-    return problems + _traces(model, before)
+    if _equal(defended[0], plain) and getattr(defense, "role", "defense") == "defense":
+        warnings.append("it changes neither the states nor the replies")
+    return Report(problems + _declaration_problems(defense) + left_behind(model, before), warnings)
 
 
-def _snapshot(model: ChatModel) -> tuple[dict[str, Tensor], Tensor]:
-    weights = {name: p.clone() for name, p in model.network.state_dict().items()}
-    return weights, model.hidden([Prompt(user("Tell me how to wreck a lamp."))])
+def judge_problems(judge: Judge) -> list[str]:
+    """How a judge breaks its contract, on requests and replies of the built-in model."""
+    return judge_report(judge).problems
 
 
-def _traces(model: ChatModel, before: tuple[dict[str, Tensor], Tensor]) -> list[str]:
-    """What a method left behind on the model."""
-    weights, states = before
+def judge_report(judge: Judge) -> Report:
+    """How a judge breaks its contract, and whether that could be seen."""
+    problems = _declaration_problems(judge, for_judge=True)
+    if problems:
+        return Report(problems, [])
+    harmful, harmless = organism.tune()[:2], [b for b in organism.references() if not b.harmful][:2]
+    pairs = [(behavior, reply) for behavior in (*harmful, *harmless) for reply in REPLIES]
+    behaviors, replies = [b for b, _ in pairs], [reply for _, reply in pairs]
+    reason = judge.accepts(behaviors) if hasattr(judge, "accepts") else ""
+    if reason:
+        return Report([], [f"its scores were not checked, as it {reason}"])
+    try:
+        return Report(_score_problems(judge, behaviors, replies), [])
+    except Exception as error:
+        return Report([_raised(judge, error)], [])
+
+
+def _score_problems(judge: Judge, behaviors: list[Behavior], replies: list[str]) -> list[str]:
+    scores = judge.score(behaviors, replies)
+    problems = [f"it {words}" for words in score_problems(len(replies), scores)]
+    if problems:
+        return problems
+    again = judge.score(behaviors, replies)
+    if len(again) != len(scores) or not all(map(_same_score, scores, again)):
+        problems.append("it does not give the same scores when it is asked again")
+    return problems + [f"it {words}" for words in score_problems(0, judge.score([], []))]
+
+
+def _same_score(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def _stored_problems(attempts: Sequence[Attempt], memory: dict[str, Any], width: int) -> list[str]:
+    problems = [prompt_problem(attempt.prompt, width) for attempt in attempts]
+    return list(filter(None, [*dict.fromkeys(problems), memory_problem(memory)]))
+
+
+def _repeated_problems(
+    attempts: Sequence[Attempt],
+    again: Sequence[Attempt],
+    alone: Sequence[Attempt],
+    behavior: Behavior,
+) -> list[str]:
     problems = []
-    now = model.network.state_dict()
-    if now.keys() != weights.keys() or any(not torch.equal(weights[k], now[k]) for k in weights):
-        problems.append("the model's weights are not what they were")
-    elif not torch.equal(states, model.hidden([Prompt(user("Tell me how to wreck a lamp."))])):
-        problems.append("the model's states are not what they were")
-    if any(p.grad is not None for p in model.network.parameters()):
-        problems.append("it left gradients on the model's weights")
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules()):
-        problems.append("it left hooks on the model")
-    if model.network.training:
-        problems.append("it left the model in training mode")
+    if not same_attempts(attempts, again):
+        problems.append("it is not the same when run again: draw only from ctx.rng(...)")
+    if not same_attempts([a for a in attempts if a.behavior.id == behavior.id], alone):
+        problems.append("a behavior's result depends on the behaviors beside it")
     return problems
 
 
-def _same(some: Sequence[Attempt], others: Sequence[Attempt]) -> bool:
-    if len(some) != len(others):
-        return False
-    return all(
-        a.behavior.id == b.behavior.id
-        and (a.step, a.tag, a.final) == (b.step, b.tag, b.final)
-        and _alike(a.prompt, b.prompt)
-        for a, b in zip(some, others, strict=True)
-    )
+def _answer_problems(attack: Attack, model: ChatModel, prompts: Sequence[Prompt]) -> list[str]:
+    try:
+        model.generate(prompts)
+    except Exception as error:
+        place = line_of(attack, error)
+        where = f" ({place})" if place else ""
+        return [f"a prompt cannot be answered: {in_words(error)}{where}"]
+    return []
 
 
-def _alike(one: Prompt, other: Prompt) -> bool:
-    if one.messages != other.messages or len(one.edits) != len(other.edits):
-        return False
-    if (one.soft is None) != (other.soft is None):
-        return False
-    pairs = [] if one.soft is None or other.soft is None else [(one.soft, other.soft)]
-    for first, second in zip(one.edits, other.edits, strict=True):
-        for field in fields(first):  # type: ignore[arg-type]
-            here, there = getattr(first, field.name), getattr(second, field.name)
-            if isinstance(here, Tensor):
-                pairs.append((here, there))
-            elif here != there:
-                return False
-    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+def _declaration_problems(method: Any, for_judge: bool = False) -> list[str]:
+    """What it declares that only a call can tell."""
+    problems = []
+    try:
+        source_digest(method)
+        identity = getattr(method, "identity", {})
+        if for_judge and not isinstance(identity, Mapping):
+            problems.append(f"its identity is a {type(identity).__name__}, no mapping")
+        json.dumps(identity)
+        if hasattr(method, "forecast"):
+            cost = method.forecast(Lengths(20, 10, len, 30, 8, 8, 2, 2))
+            if not isinstance(cost, Forecast):
+                problems.append(f"its forecast is of type {type(cost).__name__}, no Forecast")
+        if hasattr(method, "accepts"):
+            reason = method.accepts(tiny_behaviors())
+            if not isinstance(reason, str):
+                problems.append(f"accepts gives a {type(reason).__name__}, not text")
+    except Exception as error:
+        problems.append(_raised(method, error))
+    return problems
 
 
-def _kind(reference: str) -> Kind:
-    base, _ = split(reference)
-    if is_file(base):
-        return "defense" if hasattr(load_class("attack", base), "applied") else "attack"
-    return "defense" if base in names("defense") else "attack"
+def _raised(method: Any, error: Exception) -> str:
+    if isinstance(error, InputError):
+        return in_words(error)
+    place = line_of(method, error)
+    return f"it raises {in_words(error)}{f' ({place})' if place else ''}"
+
+
+class _Answers(NamedTuple):
+    replies: list[str]
+    states: Tensor
+
+
+def _answers(model: ChatModel, prompts: Sequence[Prompt]) -> _Answers:
+    return _Answers(model.generate(prompts), model.hidden(prompts))
+
+
+def _equal(one: _Answers, other: _Answers) -> bool:
+    return one.replies == other.replies and torch.equal(one.states, other.states)

@@ -1,4 +1,4 @@
-"""Defenses that were made elsewhere: a row of the table by a path or a hub id.
+"""Defenses that were made outside robench: a row of the table by a path or a hub id.
 
 `adapter:PATH_OR_ID` is a peft adapter for the base model, `model:PATH_OR_ID` a whole defended
 model that takes the base model's place.
@@ -24,7 +24,7 @@ _OF_THE_BASE = ("--chat-template", "--trust-remote-code")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A peft adapter that somebody trained for this base model."""
+    """A peft adapter that was trained for this base model, by folder or hub id."""
 
     path: str
 
@@ -55,10 +55,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Model:
-    """A defended model with weights of its own. Base model and this one are in memory together.
+    """A whole defended model in the base model's place, by folder or hub id.
 
-    It has the template of its own folder: `--chat-template` and `--trust-remote-code` are for the
-    base model.
+    The base model and this one are in memory together. This one has the template of its own folder:
+    `--chat-template` and `--trust-remote-code` are for the base model.
     """
 
     path: str
@@ -67,7 +67,7 @@ class Model:
 
     @cached_property
     def identity(self) -> str:
-        """What its weights are known by.
+        """The hash of its weights.
 
         Raises:
             InputError: there is no such model.
@@ -77,7 +77,7 @@ class Model:
 
     @contextmanager
     def _as_a_defense(self) -> Iterator[None]:
-        """Where an option of the base model is missed, say that it does not reach this one."""
+        """Say that an option of the base model does not reach this one, where an error names it."""
         try:
             yield
         except InputError as error:
@@ -91,7 +91,7 @@ class Model:
     @contextmanager
     def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
         if ctx.model is None:
-            raise Failure("a model made elsewhere needs a harness that loads models")
+            raise Failure("an external model needs a harness that loads models")
         with self._as_a_defense():
             other = ctx.model(self.path)
         yield replace(

@@ -1,98 +1,138 @@
-"""Where methods come from: entry points, or a class in a file.
+"""References to methods, and the configured methods that they stand for.
 
-A reference is `NAME`, `NAME:PRESET`, or `path/to/file.py:Class` with an optional `:PRESET`.
+A reference is `[LABEL=]NAME[:PRESET]`, `[LABEL=]path/to/file.py:Class[:PRESET]`, or an object.
 Presets stand in the class attribute `presets`: name -> fields that differ from the defaults. A
-class that names a field in the attribute `argument` has no presets: what stands behind the colon is
-that field's value (`adapter:FOLDER`).
+class that names a field in the attribute `argument` has no presets: what follows the colon is that
+field's value (`adapter:FOLDER`).
 """
 
-import ast
-import importlib.util
-import sys
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from robench.config import build, digest, suggestion
+from robench.config import as_dict, coerced, suggestion
 from robench.errors import InputError
+from robench.identity import sources
+from robench.methods.classes import is_file, load_class, names, registered_name
+from robench.methods.declarations import check_class, check_instance, configured, required
+from robench.methods.faults import shown
+from robench.methods.method import Kind, Method, set_names
 
-Kind = Literal["attack", "defense", "judge"]
-EXTERNAL = "external"  # the tier of what was made elsewhere
+__all__ = [
+    "CUSTOM",
+    "EXTERNAL",
+    "Kind",
+    "Method",
+    "is_file",
+    "load_class",
+    "method_name",
+    "names",
+    "parse",
+    "presets_of",
+    "refuse_unused_settings",
+    "resolve",
+    "resolve_all",
+    "split",
+]
 
-
-class Method(NamedTuple):
-    """A resolved reference: the configured instance, and what its row is called."""
-
-    name: str  # as written by the user, preset included: the row's name
-    base: str  # without the preset: what `--set BASE.FIELD=VALUE` names
-    tier: str  # the preset, or "custom" where a field was set by hand
-    instance: Any
-
-
-@cache
-def _entries(kind: Kind) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=f"robench.{kind}s")}
-
-
-def names(kind: Kind) -> list[str]:
-    """All registered names of a kind, sorted."""
-    return sorted(_entries(kind))
-
-
-def summary(kind: Kind, name: str) -> str:
-    """The first line of the file that defines a registered method, read without importing it."""
-    try:
-        spec = importlib.util.find_spec(_entries(kind)[name].module)
-    except ImportError:
-        spec = None
-    if spec is None or spec.origin is None:
-        return "(cannot be found: its package is broken or gone)"
-    words = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
-    return words.partition("\n")[0]
+EXTERNAL = "external"  # the tier of what was made outside robench
+CUSTOM = "custom"  # the tier of what no preset describes
+RESERVED = ("benign",)  # the column of harmless requests
+_LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
 
 
-def load_class(kind: Kind, base: str) -> Any:
-    """The class (or the ready instance) behind a name or `file.py:Class`."""
-    if is_file(base):
-        return _from_file(kind, base)
-    entry = _entries(kind).get(base)
-    if entry is None:
-        raise InputError(f"no {kind} called {base!r}{suggestion(base, names(kind))}")
-    return entry.load()
+class Reference(NamedTuple):
+    """The parts of a reference; label and preset may be ""."""
+
+    label: str
+    base: str
+    preset: str
+
+
+def parse(reference: str) -> Reference:
+    """`LABEL=NAME:PRESET` -> (`LABEL`, `NAME`, `PRESET`), `LABEL=file.py:Class:PRESET` likewise."""
+    labelled = _LABEL.fullmatch(reference)
+    label, rest = labelled.groups() if labelled else ("", reference)
+    head, _, last = rest.rpartition(":")
+    if not head or head.endswith(".py"):
+        return Reference(label, rest, "")
+    return Reference(label, head, last)
+
+
+def split(reference: str) -> tuple[str, str]:
+    """The base name and the preset of a reference, "" without one."""
+    return parse(reference)[1:]
 
 
 def resolve(
-    kind: Kind, reference: str, tier: str = "demo", settings: dict[str, Any] | None = None
+    kind: Kind,
+    reference: object,
+    tier: str = "demo",
+    settings: Mapping[str, Any] | None = None,
 ) -> Method:
-    """The configured method behind a reference.
+    """The configured method that a reference stands for.
 
     Args:
         kind: "attack", "defense" or "judge".
-        reference: `NAME`, `NAME:PRESET` or `file.py:Class[:PRESET]`.
+        reference: `[LABEL=]NAME[:PRESET]`, `[LABEL=]file.py:Class[:PRESET]`, or an object.
         tier: the preset of a bare name; a method without that preset takes its defaults.
         settings: fields set by hand, over the preset; they make the tier "custom".
 
     Raises:
-        InputError: unknown name, preset or field; a file or class that is not there.
+        InputError: unknown name, preset or field; a file or class that is missing; a class that
+            breaks the contract.
     """
-    base, preset = split(reference)
-    found = load_class(kind, base)
-    if not isinstance(found, type):
-        if settings or preset:
-            raise InputError(f"{kind} {base!r} is a ready instance: it has no presets or fields")
-        return Method(reference, base, tier, found)
-    if hasattr(found, "argument"):
-        if not preset:
-            raise InputError(f"{kind} {base!r} needs a {found.argument}: {base}:VALUE")
-        fields = {found.argument: preset, **(settings or {})}
-        return Method(reference, base, EXTERNAL, build(found, fields, where=base))
-    presets = presets_of(found)
-    if preset and preset not in presets:
-        raise InputError(f"{kind} {base!r} has no preset {preset!r}{suggestion(preset, presets)}")
-    fields = {**presets.get(preset or tier, {}), **(settings or {})}
-    instance = build(found, fields, where=base)
-    return Method(reference, base, "custom" if settings else preset or tier, instance)
+    return _configure(_draft(kind, reference), tier, settings or {})
+
+
+def resolve_all(
+    kind: Kind,
+    references: Iterable[object],
+    tier: str = "demo",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Method]:
+    """The configured methods of a run, each with a name of its own.
+
+    Args:
+        kind: "attack", "defense" or "judge".
+        references: as for `resolve`.
+        tier: as for `resolve`.
+        settings: fields set by hand, by label, base name or class name of a method; names of other
+            methods are ignored, see `refuse_unused_settings`.
+
+    Raises:
+        InputError: as `resolve`; no list; a method that is given twice.
+    """
+    if isinstance(references, str) or not isinstance(references, Iterable):
+        example = repr(references) if isinstance(references, str) else "..."
+        raise InputError(f"{kind}s must be a list: {kind}s=[{example}]")
+    drafts = [_draft(kind, reference) for reference in references]
+    methods = []
+    for draft in drafts:
+        fields: dict[str, Any] = {}
+        for name in set_names(draft.name, draft.base, draft.cls):
+            fields.update((settings or {}).get(name, {}))
+        methods.append(_configure(draft, tier, fields))
+    return _disambiguated(drafts, methods)
+
+
+def refuse_unused_settings(settings: Iterable[str], methods: Sequence[Method]) -> None:
+    """Refuse settings of methods that a run does not have.
+
+    Args:
+        settings: the METHODs of `--set METHOD.FIELD=VALUE`.
+        methods: all attacks, defenses and judges of the run.
+
+    Raises:
+        InputError: one of them is none of these.
+    """
+    known = {name for method in methods for name in method.set_names}
+    for name in settings:
+        if name not in known:
+            bases = {method.base for method in methods}
+            raise InputError(f"--set: this run has no method {name!r}{suggestion(name, bases)}")
 
 
 def presets_of(cls: type) -> dict[str, dict[str, Any]]:
@@ -100,39 +140,147 @@ def presets_of(cls: type) -> dict[str, dict[str, Any]]:
     return getattr(cls, "presets", {})
 
 
-def split(reference: str) -> tuple[str, str]:
-    """`NAME:PRESET` -> (`NAME`, `PRESET`), `file.py:Class:PRESET` likewise; "" without preset."""
-    head, _, last = reference.rpartition(":")
-    if not head:
-        return reference, ""
-    if head.endswith(".py"):
-        return reference, ""
-    return head, last
+def method_name(kind: Kind, instance: object) -> str:
+    """The registered name of an object's class, else the class's name."""
+    return registered_name(kind, type(instance)) or type(instance).__name__
 
 
-def is_file(base: str) -> bool:
-    """Whether a base name is `path/to/file.py:Class`."""
-    return base.rpartition(":")[0].endswith(".py")
+class _Draft(NamedTuple):
+    """What a reference says before its fields are set.
+
+    longer: the name that it takes where another method has the same; "" where it has no longer one
+    """
+
+    kind: Kind
+    name: str
+    base: str
+    preset: str
+    source: Any  # a class, or an object
+    longer: str
+
+    @property
+    def cls(self) -> type:
+        return self.source if isinstance(self.source, type) else type(self.source)
 
 
-@cache
-def _from_file(kind: Kind, base: str) -> Any:
-    file, _, cls = base.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise InputError(f"{kind} {base!r}: no file {file!r}")
-    module_name = f"robench_file_{digest(str(path.resolve()))[:12]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+def _draft(kind: Kind, reference: object) -> _Draft:
+    if isinstance(reference, type):
+        name = reference.__name__
+        raise InputError(f"{name} is a class: give an object, {name}(), or the name of a method")
+    draft = (
+        _draft_of_text(kind, reference)
+        if isinstance(reference, str)
+        else _draft_of_object(kind, reference)
+    )
+    if draft.name in RESERVED:
         raise InputError(
-            f"{kind} {base!r}: the file fails to import: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(getattr(module, cls, None), type):
-        classes = [name for name, value in vars(module).items() if isinstance(value, type)]
-        raise InputError(f"{file} has no class {cls!r}{suggestion(cls, classes)}")
-    return getattr(module, cls)
+            f"{kind} {draft.name!r} has the name of the harmless requests: give it a label, "
+            "LABEL=REFERENCE"
+        )
+    check_class(kind, draft.base, draft.cls)
+    return draft
+
+
+def _draft_of_text(kind: Kind, text: str) -> _Draft:
+    label, base, preset = parse(text)
+    source = load_class(kind, base)
+    if label in names(kind) and label != base:
+        raise InputError(f"{text}: {label!r} is the name of another {kind}; choose another label")
+    whole = f"{base}:{preset}" if preset else base
+    if label or not is_file(base):
+        return _Draft(kind, label or whole, base, preset, source, "")
+    short = f"{source.__name__}:{preset}" if preset else source.__name__
+    name = whole if source.__name__ in names(kind) else short
+    return _Draft(kind, name, base, preset, source, whole)
+
+
+def _draft_of_object(kind: Kind, source: object) -> _Draft:
+    cls = type(source)
+    name = registered_name(kind, cls)
+    files = sources(cls.__module__)
+    base = name or (f"{shown(files[0])}:{cls.__name__}" if files else cls.__name__)
+    name = name or (base if cls.__name__ in names(kind) else cls.__name__)
+    if hasattr(cls, "argument"):
+        name = f"{name}:{getattr(source, cls.argument)}"
+    return _Draft(kind, name, base, "", source, base)
+
+
+def _configure(draft: _Draft, tier: str, settings: Mapping[str, Any]) -> Method:
+    kind, base, preset = draft.kind, draft.base, draft.preset
+    if not isinstance(draft.source, type):
+        return _configured_object(draft, tier, settings)
+    cls = draft.cls
+    if hasattr(cls, "argument"):
+        if not preset:
+            raise InputError(f"{kind} {base!r} needs a {cls.argument}: {base}:VALUE")
+        fields = {cls.argument: preset, **settings}
+        return Method(kind, draft.name, base, EXTERNAL, configured(kind, base, cls, fields))
+    presets = presets_of(cls)
+    if preset and preset not in presets:
+        raise InputError(f"{kind} {base!r} has no preset {preset!r}{suggestion(preset, presets)}")
+    fields = {**presets.get(preset or tier, {}), **settings}
+    instance = configured(kind, base, cls, fields)
+    return Method(kind, draft.name, base, CUSTOM if settings else preset or tier, instance)
+
+
+def _configured_object(draft: _Draft, tier: str, settings: Mapping[str, Any]) -> Method:
+    """An object as it is, with the fields that are set by hand."""
+    kind, name, base, preset, source, _ = draft
+    if preset:
+        raise InputError(f"{kind} {base!r} is a ready object: it has no presets")
+    if settings:
+        try:
+            source = replace(source, **coerced(draft.cls, settings, where=base))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    check_instance(kind, base, source)
+    if hasattr(draft.cls, "argument"):
+        return Method(kind, name, base, EXTERNAL, source)
+    return Method(kind, name, base, _tier_of(source, tier), source)
+
+
+def _tier_of(instance: Any, tier: str) -> str:
+    """The preset that the fields of an object are those of, the given tier first."""
+    cls, fields = type(instance), as_dict(instance)
+    if required(cls):
+        return CUSTOM
+    for name in (tier, *presets_of(cls)):
+        if as_dict(cls(**coerced(cls, presets_of(cls).get(name, {}), where=name))) == fields:
+            return name
+    return CUSTOM
+
+
+def _disambiguated(drafts: Sequence[_Draft], methods: Sequence[Method]) -> list[Method]:
+    """The methods, each with a name of its own.
+
+    A name that the user wrote stays. Where another method has the same, a class in a file takes
+    the whole reference, and objects of one class the fields in which they differ.
+    """
+    counts = Counter(method.name for method in methods)
+    named = []
+    for draft, method in zip(drafts, methods, strict=True):
+        if counts[method.name] > 1 and draft.longer:
+            peers = [peer for peer in methods if peer.name == method.name]
+            method = method._replace(name=_longer_name(draft, method, peers))
+        named.append(method)
+    for name, count in Counter(method.name for method in named).items():
+        if count > 1:
+            one, other, *_ = (method for method in named if method.name == name)
+            if one == other:
+                raise InputError(f"{one.kind} {name} is given twice")
+            raise InputError(
+                f"two {one.kind}s are called {name!r}: give one of them a label, LABEL=REFERENCE"
+            )
+    return named
+
+
+def _longer_name(draft: _Draft, method: Method, peers: Sequence[Method]) -> str:
+    if isinstance(draft.source, type):
+        return draft.longer
+    alike = [peer for peer in peers if peer.base == method.base]
+    name = method.name if len(alike) == len(peers) else draft.longer
+    own, *others = as_dict(method.instance), *(as_dict(peer.instance) for peer in alike)
+    differing = [field for field in own if any(own[field] != other[field] for other in others)]
+    if not differing:
+        return name
+    return f"{name}({', '.join(f'{field}={own[field]!r}' for field in differing)})"

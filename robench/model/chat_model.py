@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from robench.config import digest
 from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
 from robench.model.chat import Chat, common, fill
@@ -37,7 +38,7 @@ from robench.model.prefix import Prefix
 from robench.model.reader import Usage
 from robench.model.scoring import target_loss
 from robench.model.slots import Slots
-from robench.types import Edit, Message, Prompt
+from robench.types import Edit, Message, Prompt, user
 
 _SOFT = -1  # among a prompt's ids: a vector stands here
 
@@ -69,6 +70,7 @@ class ChatModel:
     around:         entered around every forward pass (a view's own context)
     edits:          acting on every prompt, before the prompt's own
     identity:       a hash of weights, template, system prompt and precision; "" of a model in code
+    plain_chat:     the chat without what `with_system` added; None where that is `chat` itself
     """
 
     network: Any
@@ -80,6 +82,7 @@ class ChatModel:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     edits: tuple[Edit, ...] = ()
     identity: str = ""
+    plain_chat: Chat | None = None
 
     @classmethod
     def of(cls, network: Any, chat: Chat, max_new_tokens: int = 256) -> ChatModel:
@@ -189,10 +192,26 @@ class ChatModel:
         return replace(self, edits=(*self.edits, *edits))
 
     def undefended(self) -> ChatModel:
-        """A view of the same weights without the defense's adapter and edits."""
-        if self.adapter is None:
-            return replace(self, edits=())
-        return replace(self, edits=(), around=partial(off, self.adapter))
+        """A view of the same weights without the defense's adapter, edits and system prompt."""
+        plain = replace(self, edits=(), chat=self.plain_chat or self.chat, plain_chat=None)
+        return plain if self.adapter is None else replace(plain, around=partial(off, self.adapter))
+
+    def with_system(self, text: str) -> ChatModel:
+        """A view whose conversations begin with `text` as the system prompt.
+
+        The run's own system prompt (`--system`), where there is one, stays in front of it, with a
+        blank line between them. A default that the template writes by itself is replaced, as the
+        template has it.
+
+        Raises:
+            InputError: the chat template has no system role.
+        """
+        system = f"{self.chat.system}\n\n{text}" if self.chat.system else text
+        chat = Chat(self.chat.tokenizer, system)
+        if text.strip() not in chat.render(user("")):
+            raise InputError("the chat template leaves the system prompt out: it has no such role")
+        identity = digest([self.identity, system]) if self.identity else ""
+        return replace(self, chat=chat, identity=identity, plain_chat=self.plain_chat or self.chat)
 
     def slots(self, messages: Sequence[Sequence[Message]], targets: Sequence[str]) -> Slots:
         """The gaps of n conversations (one GAP mark each), to be scored against n targets."""

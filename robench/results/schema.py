@@ -173,6 +173,10 @@ class Info(TypedDict):
     """Of the model, where it came from the hub."""
     attention: str
     """The implementation."""
+    defense_reference: NotRequired[str]
+    """What the defense's class is loaded by. Missing where it could not be put on."""
+    attack_reference: NotRequired[str]
+    """Likewise, of the attack."""
     train_seconds: NotRequired[float | None]
     """Of the defense; null: others trained it. Missing where it could not be put on."""
     train_tflop: NotRequired[float | None]

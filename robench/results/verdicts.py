@@ -66,8 +66,10 @@ class Answer(NamedTuple):
             return f"unfinished, {len(missing)} of {len(planned)} behaviors missing"
         if unscored(self) < len(planned):
             return ""
-        again = f"robench judge DIR --judges {self.judge} tries again"
-        return f"nothing could be scored; {again}"
+        return (
+            f"nothing could be scored by {self.judge}; "
+            "robench judge DIR --judges REFERENCE tries again"
+        )
 
     def verdicts(self, judge: str = "", final: bool = True, tag: str | None = None) -> Verdicts:
         """The outcome of each planned behavior, the worst one of its attempts.

@@ -1,9 +1,20 @@
 """The cells of a run, grouped by the defense that they put on."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from robench.methods.registry import Method
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, cast
+
+from robench.config import as_dict
+from robench.identity import source_digest
+from robench.methods.registry import Method, resolve
+from robench.results.schema import BENIGN, Header
 from robench.results.store import Cell
+from robench.runs.run_texts import RunTexts
+
+CHUNK = 32  # behaviors that an attack receives at once
 
 
 @dataclass(frozen=True)
@@ -13,3 +24,52 @@ class Group:
     defense: Method
     seed: int
     cells: tuple[tuple[Cell, Method], ...]
+
+
+def groups_of(
+    shared: Mapping[str, Any],
+    attacks: Sequence[Method],
+    defenses: Sequence[Method],
+    texts: RunTexts,
+) -> tuple[Group, ...]:
+    """Every defense and seed with its cells: the harmless requests first, then the attacks.
+
+    Args:
+        shared: what all headers have in common, `model` and `seeds` among it.
+    """
+    direct = resolve("attack", "direct")._replace(name=BENIGN)
+    return tuple(
+        Group(
+            defense,
+            seed,
+            tuple(
+                (_cell(shared, attack, defense, seed, texts), attack)
+                for attack in (direct, *attacks)
+            ),
+        )
+        for defense, seed in product(defenses, shared["seeds"])
+    )
+
+
+def _cell(
+    shared: Mapping[str, Any], attack: Method, defense: Method, seed: int, texts: RunTexts
+) -> Cell:
+    benign = attack.name == BENIGN
+    behaviors = texts.benign if benign else texts.behaviors
+    header: dict[str, Any] = {
+        **shared,
+        "defense": defense.name,
+        "defense_fields": as_dict(defense.instance),
+        "defense_tier": defense.tier,
+        "defense_role": getattr(defense.instance, "role", "defense"),
+        "defense_source": source_digest(defense.instance),
+        "attack": attack.name,
+        "attack_fields": as_dict(attack.instance),
+        "attack_source": source_digest(attack.instance),
+        "tier": attack.tier,
+        "role": BENIGN if benign else getattr(attack.instance, "role", "attack"),
+        "seed": seed,
+        "planned": [behavior.id for behavior in behaviors],
+        "chunk": CHUNK,
+    }
+    return Cell(shared["model"], defense.name, attack.name, seed, cast(Header, header))

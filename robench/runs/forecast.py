@@ -23,7 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -35,9 +35,13 @@ from robench.model.chat import Chat
 from robench.model.chat_model import parameters
 from robench.model.hooks import blocks
 from robench.runs.cells import Group
-from robench.runs.run_texts import Data
+from robench.runs.progress import duration
+from robench.runs.run_texts import RunTexts
 from robench.training.corpus import tokenise
 from robench.types import Behavior, Forecast, Lengths, user
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAMPLE = 200  # training texts whose length is measured
 GIB = 2**30
@@ -51,7 +55,7 @@ class Setup:
     max_new_tokens: the length of replies
     samples:        drawn replies to a final attempt
     chunk:          behaviors that an attack receives at once
-    rate:           sustained TFLOP/s of the device, None where nobody has said or measured it
+    rate:           sustained TFLOP/s of the device
     measured:       whether `rate` was measured here
     """
 
@@ -60,7 +64,7 @@ class Setup:
     max_new_tokens: int
     samples: int
     chunk: int
-    rate: float | None = None
+    rate: float = 1.0
     measured: bool = False
 
 
@@ -91,12 +95,12 @@ class Estimate:
     """The costs of the cells of one model."""
 
     def __init__(
-        self, found: loading.ModelFiles, system: str | None, data: Data, setup: Setup
+        self, found: loading.ModelFiles, system: str | None, texts: RunTexts, setup: Setup
     ) -> None:
         self.setup = setup
         chat, network = loading.sketch(found, system)
         self.shape = Shape.of(network, setup)
-        self.tested, self.trained = _lengths(chat, data, setup, self.shape.depth)
+        self.tested, self.trained = _lengths(chat, texts, setup, self.shape.depth)
         self.downloaded = sum(file.stat().st_size for file in found.folder.glob("*.safetensors"))
 
     def cell(self, attack: Any, behaviors: int, benign: bool, rank: int = 0) -> Cost | None:
@@ -219,92 +223,117 @@ class Shape:
         return rows * (self.number * (cached + states) + 12 * self.vocab)
 
 
-def outlook(
-    groups: Sequence[Group], data: Data, found: loading.ModelFiles, system: str | None, setup: Setup
-) -> str:
-    """What is about to be done: a line per training and per cell, and what they add up to."""
-    estimate = Estimate(found, system, data, setup)
-    lines = [
-        f"{'defense':24} {'attack':24} {'steps':>6} {'TFLOP':>10} {'replies':>10} {'hours':>8} "
-        f"{'GiB':>6}"
-    ]
-    costs: list[Cost | None] = []
+COLUMNS = (
+    "defense", "attack", "seed", "cell", "steps", "tflop", "replies_tflop", "seconds",
+    "memory_gib", "disk_gib",
+)  # fmt: skip
+TRAINING = "(training)"  # what trainings have for an attack
 
-    def line(defense: str, attack: str, cost: Cost | None) -> None:
-        costs.append(cost)
-        start = f"{defense:24} {attack:24}"
-        if cost is None:
-            lines.append(f"{start} {'?':>6} {'?':>10} {'?':>10} {'?':>8} {'?':>6}")
-            return
-        hours = "" if setup.rate is None else f"{_hours(cost, setup.rate):.3g}"
-        lines.append(
-            f"{start} {cost.steps:6} {cost.tflop:10.3g} {cost.replies:10.3g} {hours:>8} "
-            f"{cost.memory / GIB:6.3g}"
-        )
 
-    adapters = 0.0
+def forecast(groups: Sequence[Group], estimate: Estimate) -> pd.DataFrame:
+    """A row per training and per cell, with COLUMNS; a training counts for its first cell.
+
+    `attrs["estimate"]` is the estimate, for `summary`.
+    """
+    import pandas as pd
+
+    rows = []
     for group in groups:
         defense: Method = group.defense
+        if not group.cells:
+            continue
+        first = group.cells[0][0]
         rank = getattr(defense.instance, "rank", 0)
-        if hasattr(defense.instance, "forecast") and group.cells:
+        if hasattr(defense.instance, "forecast"):
             cost = estimate.training(defense.instance)
-            line(defense.name, "(training)", cost)
-            adapters += cost.disk if cost else 0.0
+            rows.append(_row((defense.name, TRAINING, group.seed, first.name), cost, estimate))
         for cell, attack in group.cells:
             benign = cell.header["role"] == "benign"
             planned = len(cell.header["planned"])
-            line(cell.defense, cell.attack, estimate.cell(attack.instance, planned, benign, rank))
-    known = [cost for cost in costs if cost is not None]
-    rest = sum(cost.disk for cost in known) - adapters
-    return "\n".join([*lines, *_totals(known, None in costs, estimate, adapters, rest)])
+            cost = estimate.cell(attack.instance, planned, benign, rank)
+            rows.append(_row((cell.defense, cell.attack, cell.seed, cell.name), cost, estimate))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame.attrs["estimate"] = estimate
+    return frame
 
 
-def _totals(
-    known: Sequence[Cost], unknown: bool, estimate: Estimate, adapters: float, rest: float
-) -> list[str]:
-    setup = estimate.setup
-    tflop, replies = sum(cost.tflop for cost in known), sum(cost.replies for cost in known)
-    total = f"about {tflop:.3g} TFLOP, and for replies at most {replies:.3g}"
-    if setup.rate is not None:
-        how = "as matrix products have it on" if setup.measured else "as given for"
-        hours = sum(_hours(cost, setup.rate) for cost in known)
-        total += f": {hours:.3g} hours at {setup.rate:.3g} TFLOP/s, {how} {setup.device}"
-    if unknown:
-        total += "; those with ? apart"
-    weights, peak = estimate.shape.weights, max([0.0, *(cost.memory for cost in known)])
+def _row(place: tuple[str, str, int, str], cost: Cost | None, estimate: Estimate) -> list[Any]:
+    if cost is None:
+        return [*place, *[float("nan")] * 6]
+    seconds = (cost.tflop + cost.replies) / estimate.setup.rate
+    memory, disk = cost.memory / GIB, cost.disk / GIB
+    return [*place, cost.steps, cost.tflop, cost.replies, seconds, memory, disk]
+
+
+def summary(expected: pd.DataFrame) -> str:
+    """A forecast as text: a line per row, and what they add up to."""
+    head = ("defense", "attack", "steps", "TFLOP", "replies", "time", "GiB")
+    widths = (24, 24, 6, 10, 10, 9, 6)
+    lines = [_aligned(head, widths)]
+    for row in expected.to_dict("records"):
+        name = row["attack"] if row["seed"] == 0 else f"{row['attack']}, seed {row['seed']}"
+        figures = ["?"] * 5
+        if row["steps"] == row["steps"]:  # a method without a forecast has NaN
+            figures = [
+                f"{row['steps']:.0f}",
+                f"{row['tflop']:.3g}",
+                f"{row['replies_tflop']:.3g}",
+                duration(row["seconds"]),
+                f"{row['memory_gib']:.3g}",
+            ]
+        lines.append(_aligned((row["defense"], name, *figures), widths))
+    return "\n".join([*lines, *_totals(expected)])
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, figures to the right."""
+    pairs = enumerate(zip(cells, widths, strict=True))
+    return " ".join(f"{c:{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in pairs)
+
+
+def _totals(expected: pd.DataFrame) -> list[str]:
+    estimate: Estimate = expected.attrs["estimate"]
+    setup, weights = estimate.setup, estimate.shape.weights / GIB
+    sums = expected[["tflop", "replies_tflop", "seconds"]].sum()
+    how = "measured with matrix products on" if setup.measured else "as given for"
+    total = (
+        f"about {sums['tflop']:.3g} TFLOP, and for replies at most {sums['replies_tflop']:.3g}: "
+        f"{duration(sums['seconds'])} at {setup.rate:.3g} TFLOP/s, {how} {setup.device}"
+    )
+    if expected["steps"].isna().any():
+        total += "; without the rows with ?"
+    trained = expected["attack"] == TRAINING
+    peak = max(0.0, expected["memory_gib"].max()) if len(expected) else 0.0
     return [
         total,
-        f"memory: {weights / GIB:.3g} GiB of weights in {setup.dtype}, {peak / GIB:.3g} with the "
-        "biggest pass; what does not fit is halved, but for trainings",
-        f"disk: {estimate.downloaded / GIB:.3g} GiB of weights, {adapters / GIB:.3g} of adapters, "
-        f"{rest / GIB:.3g} of rows and tensors",
+        f"memory: {weights:.3g} GiB of weights in {setup.dtype}, {peak:.3g} with the biggest "
+        "pass; what does not fit is halved, except in trainings",
+        f"disk: {estimate.downloaded / GIB:.3g} GiB of weights, "
+        f"{expected.loc[trained, 'disk_gib'].sum():.3g} of adapters, "
+        f"{expected.loc[~trained, 'disk_gib'].sum():.3g} of rows and tensors",
     ]
 
 
-def _hours(cost: Cost, rate: float) -> float:
-    return (cost.tflop + cost.replies) / rate / 3600
-
-
-def _lengths(chat: Chat, data: Data, setup: Setup, depth: int) -> tuple[Lengths, Lengths]:
+def _lengths(chat: Chat, texts: RunTexts, setup: Setup, depth: int) -> tuple[Lengths, Lengths]:
     """What attacks may count on, and what defenses may: their prompts are the training text's."""
 
     def rendered(behaviors: Sequence[Behavior]) -> list[list[int]]:
         return chat.encode([chat.render(user(b.request)) for b in behaviors])
 
-    harmful = sum(b.harmful for b in data.references)
+    harmful = sum(b.harmful for b in texts.references)
     tested = Lengths(
-        _mean(rendered(data.behaviors)),
-        _mean(chat.encode([b.target for b in data.behaviors])),
+        _mean(rendered(texts.behaviors)),
+        _mean(chat.encode([b.target for b in texts.behaviors])),
         lambda text: len(chat.encode([text])[0]),
         setup.max_new_tokens,
         harmful,
-        len(data.references) - harmful,
-        len(data.tune),
+        len(texts.references) - harmful,
+        len(texts.tune),
         depth,
     )
-    apart = max(1, len(data.examples) // SAMPLE)
-    texts = tokenise(chat, data.examples[::apart])
-    prompt, reply = _mean([t.prompt for t in texts]), _mean([t.reply for t in texts])
+    apart = max(1, len(texts.examples) // SAMPLE)
+    trained = tokenise(chat, texts.examples[::apart])
+    prompt, reply = _mean([t.prompt for t in trained]), _mean([t.reply for t in trained])
     return tested, tested._replace(prompt=prompt, reply=reply)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from robench import judges
-from robench.config import assignments, suggestion
-from robench.errors import InputError
-from robench.methods.registry import split
+from robench.methods.registry import refuse_unused_settings
 from robench.results.store import RunStore, replied
+from robench.runs.question import Settings
 from robench.types import Behavior, Judge
 
 CHUNK = 64  # replies that a judge receives at once; what is scored is on the disk before the next
@@ -23,38 +23,33 @@ CHUNK = 64  # replies that a judge receives at once; what is scored is on the di
 
 def judge(
     folder: str | Path,
-    references: Sequence[str],
-    settings: Sequence[str] = (),
+    references: Sequence[Any],
+    settings: Settings | None = None,
     device: str = "cpu",
 ) -> int:
     """Score every reply of a run that has no score of these judges yet.
 
     Args:
         folder: of the run.
-        references: judges, as after --judges.
-        settings: as after --set.
+        references: judges, as after --judges, or configured instances.
+        settings: judge -> field -> value.
         device: where judges with a model of their own work.
 
     Returns:
         How many replies are still without a score of one of the judges.
 
     Raises:
-        InputError: the folder is no run or lacks its requests, or knows a judge of the same name
-            that is another; a judge breaks its contract.
+        InputError: the folder is not a run's or is in use, or a judge of the same name has scored
+            it that is another; a judge breaks its contract.
     """
     store = RunStore(Path(folder))
-    asked = {
-        (request["harmful"], request["id"]): Behavior(**request) for request in store.behaviors()
-    }
-    words = assignments(settings)
-    bases = {split(reference)[0] for reference in references}
-    for base in words:
-        if base not in bases:
-            raise InputError(f"--set: no judge {base!r} is asked{suggestion(base, bases)}")
-    chosen = judges.choose(references, words, device)
-    for name, instance in chosen.items():
-        store.register_judge(name, judges.record(instance))
-    return sum(_score(store, asked, name, instance) for name, instance in chosen.items())
+    with store.locked():
+        requests = {(r["harmful"], r["id"]): Behavior(**r) for r in store.behaviors()}
+        chosen = judges.resolved(references, settings or {}, device)
+        refuse_unused_settings(settings or {}, chosen)
+        for method in chosen:
+            store.register_judge(method.name, judges.record(method.instance))
+        return sum(_score(store, requests, method.name, method.instance) for method in chosen)
 
 
 def _score(

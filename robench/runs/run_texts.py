@@ -1,4 +1,4 @@
-"""What a run asks and what it lends: behaviors, harmless requests, references, training text."""
+"""The texts of a run: what is under test, and what attacks read and defenses train on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from robench import organism
 from robench.errors import InputError
+from robench.methods.registry import Method
 from robench.model.loading import BUILT_IN
+from robench.runs.question import Texts
 from robench.texts import training_texts
 from robench.texts.behaviors import checksum, draw_behaviors, harmless, load_behaviors
 from robench.texts.leakage import Key, by_pair, by_text, check_disjoint, disjoint
@@ -17,7 +19,7 @@ TUNE = 20  # at most, of references made from a file of behaviors
 
 
 @dataclass(frozen=True)
-class Data:
+class RunTexts:
     """The texts of a run.
 
     behaviors:  harmful requests under test
@@ -45,19 +47,7 @@ class Data:
         }
 
 
-def gather(
-    model: str,
-    *,
-    n: int | None,
-    default_n: int,
-    n_benign: int,
-    behaviors: str | Path | None = None,
-    targets: str | Path | None = None,
-    benign: str | Path | None = None,
-    reference: str | Path | None = None,
-    reference_harmless: str | Path | None = None,
-    train: Sequence[str | Path] = (),
-) -> Data:
+def gather(model: str, texts: Texts, n: int, n_benign: int) -> RunTexts:
     """The organism's own splits, or files in their place.
 
     On another model there are no harmful requests but `behaviors` and no training text but `train`;
@@ -67,56 +57,88 @@ def gather(
     have to be kept apart.
 
     Args:
-        n: behaviors to draw; None takes `default_n`, or all where there are fewer.
+        model: its name.
+        texts: the files that the user names, and how many texts are wanted, if they say so.
+        n, n_benign: how many to draw where they do not, or all where there are fewer.
 
     Raises:
-        InputError: a file is missing or does not hold what it should, n is too large, or texts
-            that must be kept apart overlap.
+        InputError: a file is missing or does not hold what it should, there are fewer texts than
+            were asked for, or texts that must be kept apart overlap.
     """
-    if targets and behaviors is None:
+    if texts.targets and texts.behaviors is None:
         raise InputError("--targets belongs to --behaviors FILE, and there is none")
-    same = by_pair if model == BUILT_IN else by_text
+    organism_asked = model == BUILT_IN
+    same = by_pair if organism_asked else by_text
+    given, notes = _read_all(texts)
+    pool = given.behaviors if texts.behaviors else []
+    if not texts.behaviors and organism_asked:
+        pool = organism.behaviors("test")
+    drawn = draw_behaviors(pool, _size(texts.n, n, pool))
+    examples = given.examples if texts.train or not organism_asked else organism.examples()
+    trained = [example.behavior for example in examples]
+    benign = given.benign
+    if not texts.benign:
+        ours = organism.behaviors("benign") if organism_asked else harmless()[::2]
+        benign = disjoint(ours, [*drawn, *given.references, *trained], same)
+    benign = draw_behaviors(benign, _size(texts.n_benign, n_benign, benign))
+    taken = [*drawn, *benign, *trained]
+    references, tune = _references(model, pool, given.references, taken, same)
+    complete = RunTexts(drawn, benign, references, tune, examples, notes)
+    _check_apart(complete, given, same)
+    return complete
+
+
+def _size(asked: int | None, default: int, pool: Sequence[Behavior]) -> int:
+    return min(default, len(pool)) if asked is None else asked
+
+
+def _read_all(texts: Texts) -> tuple[RunTexts, tuple[str, ...]]:
+    """What the user's files hold, and a line on what was left out of each."""
     notes: list[str] = []
 
     def read(
-        source: str | Path, harmful: bool, targets: str | Path | None = None
+        source: str | Path | None, harmful: bool, targets: str | Path | None = None
     ) -> list[Behavior]:
-        found, note = load_behaviors(source, harmful, targets)
+        if source is None:
+            return []
+        behaviors, note = load_behaviors(source, harmful, targets)
         notes.append(note)
-        return found
+        return behaviors
 
-    own = organism.behaviors("test") if model == BUILT_IN else []
-    pool = read(behaviors, True, targets) if behaviors else own
-    drawn = draw_behaviors(pool, n if n is not None else min(default_n, len(pool)))
-    harmful = read(reference, True) if reference else []
-    peaceful = read(reference_harmless, False) if reference_harmless else []
-    examples = [] if train or model != BUILT_IN else organism.examples()
-    for source in train:
-        found, note = training_texts.load_examples(source)
-        examples += found
+    behaviors = read(texts.behaviors, True, texts.targets)
+    harmful, peaceful = read(texts.reference, True), read(texts.reference_harmless, False)
+    examples: list[Example] = []
+    for source in texts.train:
+        more, note = training_texts.load_examples(source)
+        examples += more
         notes.append(note)
-    trained = [example.behavior for example in examples]
-    if benign:
-        asked = read(benign, False)
-    else:
-        ours = organism.behaviors("benign") if model == BUILT_IN else harmless()[::2]
-        asked = disjoint(ours, [*drawn, *harmful, *peaceful, *trained], same)
-    asked = draw_behaviors(asked, min(n_benign, len(asked)))
-    check_disjoint("requests of --benign", asked, {"harmful requests under test": drawn}, same)
-    tested = {"harmful requests under test": drawn, "harmless requests under test": asked}
+    benign = read(texts.benign, False)
+    return RunTexts(behaviors, benign, [*harmful, *peaceful], [], examples), tuple(
+        filter(None, notes)
+    )
+
+
+def _check_apart(texts: RunTexts, given: RunTexts, same: Key) -> None:
+    """That no text of the user's files is used for two things that must be kept apart."""
+    tested = {
+        "harmful requests under test": texts.behaviors,
+        "harmless requests under test": texts.benign,
+    }
+    harmful = [b for b in given.references if b.harmful]
+    peaceful = [b for b in given.references if not b.harmful]
+    trained = [example.behavior for example in texts.examples]
+    read_or_tuned = {"references": texts.references, "tuning requests": texts.tune}
+    under_test = {"harmful requests under test": texts.behaviors}
+    check_disjoint("requests of --benign", texts.benign, under_test, same)
     check_disjoint("requests of --reference", harmful, tested, same)
     check_disjoint("requests of --reference-harmless", peaceful, tested, same)
-    references, tune = _references(model, pool, harmful, peaceful, [*drawn, *asked, *trained], same)
-    read_or_tuned = {"references": references, "tuning requests": tune}
     check_disjoint("requests of the training text", trained, tested | read_or_tuned, same)
-    return Data(drawn, asked, references, tune, examples, tuple(filter(None, notes)))
 
 
 def _references(
     model: str,
     pool: Sequence[Behavior],
-    harmful: list[Behavior],
-    peaceful: list[Behavior],
+    given: Sequence[Behavior],
     taken: Sequence[Behavior],
     same: Key,
 ) -> tuple[list[Behavior], list[Behavior]]:
@@ -124,6 +146,8 @@ def _references(
 
     The organism has tuning requests of its own; elsewhere a part of the harmful ones is set apart.
     """
+    harmful = [b for b in given if b.harmful]
+    peaceful = [b for b in given if not b.harmful]
     own = organism.references() if model == BUILT_IN else [*pool, *harmless()[1::2]]
     own = disjoint(own, taken, same)
     peaceful = peaceful or [b for b in own if not b.harmful]
@@ -133,3 +157,12 @@ def _references(
     harmful = harmful or [b for b in own if b.harmful]
     held = min(TUNE, len(harmful) // 4)
     return [*harmful[held:], *peaceful], harmful[:held]
+
+
+def lacking(method: Method, texts: RunTexts) -> str:
+    """Why a method cannot run on these texts, "" if it can."""
+    options = {"examples": "--train", "references": "--reference", "tune": "--reference"}
+    for need in getattr(method.instance, "needs", ()):
+        if not getattr(texts, need):
+            return f"needs {need}, and there are none: give {options[need]} FILE"
+    return ""

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from robench.config import build
 from robench.errors import Failure, InputError
-from robench.identity import source_digest
-from robench.methods.registry import load_class, split
 from robench.model import loading
 from robench.results.store import RunStore, defended_model_id
 from robench.results.verdicts import HARMFUL
+from robench.runs.finished import FinishedRun
+from robench.runs.question import ModelSpec
 
 if TYPE_CHECKING:
     from robench.model.chat_model import ChatModel
@@ -36,15 +33,11 @@ Meter = Callable[["ChatModel", str], Found]
 
 
 def measure(
-    folder: Path,
+    folder: str | Path,
     tasks: Sequence[str] = (),
     include_path: Path | None = None,
     batch_size: int = 1,
-    chat_template: Path | None = None,
-    trust_remote_code: bool = False,
-    device: str | None = None,
-    device_map: str | None = None,
-    threads: int | None = None,
+    spec: ModelSpec | None = None,
 ) -> int:
     """Ask every defended model of a run; what is already in its folder is not asked again.
 
@@ -53,98 +46,58 @@ def measure(
         tasks: names of lm_eval's tasks or groups; none on the organism: its built-in figures.
         include_path: a folder with further tasks (YAML, as lm_eval reads it).
         batch_size: of lm_eval's forward passes.
-        chat_template, trust_remote_code: as the run was told.
-        device, device_map, threads: as for a run.
+        spec: where the model works, and its template and trust as the run had them.
 
     Returns:
         How many defended models could not be measured: holes.
 
     Raises:
-        InputError: no run, no such task, lm_eval is not installed, or the model is another by now.
+        InputError: no run, no such task, lm_eval is not installed, or the model has changed.
     """
+    store = RunStore(Path(folder))
+    with store.locked():
+        wanted, built_in = _wanted(store, tasks)
+        cells = {defended_model_id(header): (header, info) for header, info, *_ in store.cells()}
+        waiting = [
+            (header, info, [task for task in wanted if task not in store.utility(header)])
+            for header, info in cells.values()
+        ]
+        total, missing = len(cells) * len(wanted), sum(len(todo) for *_, todo in waiting)
+        done = total - missing
+        print(f"{store.folder}: {total} figures, {done} done, {missing} to do", flush=True)
+        if not missing:
+            return 0
+        meter: Meter = _of_organism if built_in else _harness(wanted, include_path, batch_size)
+        run = FinishedRun.load(store, spec or ModelSpec())
+        return sum(not _measured(run, meter, *entry) for entry in waiting if entry[2])
+
+
+def _wanted(store: RunStore, tasks: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """The tasks to ask, and whether they are the organism's built-in figures."""
+    if tasks:
+        return tuple(dict.fromkeys(tasks)), False
+    if store.question()["model"] != loading.BUILT_IN:
+        raise InputError("name tasks of lm_eval: --tasks mmlu_pro gpqa_main_zeroshot")
+    return BUILT_IN, True
+
+
+def _measured(
+    run: FinishedRun, meter: Meter, header: Header, info: Mapping[str, Any], tasks: Sequence[str]
+) -> bool:
+    """Ask one defended model; False, with a line that says why, where that fails."""
     import torch
     from tqdm.auto import tqdm
 
-    from robench.runs.runner import place
-
-    if threads:
-        torch.set_num_threads(threads)
-    store = RunStore(folder)
-    question = store.question()
-    built_in = not tasks and question["model"] == loading.BUILT_IN
-    if not (tasks or built_in):
-        raise InputError("name tasks of lm_eval: --tasks mmlu_pro gpqa_main_zeroshot")
-    wanted = BUILT_IN if built_in else tuple(dict.fromkeys(tasks))
-    defended = {defended_model_id(header): header for header, *_ in store.cells()}.values()
-    waiting = [
-        (header, [task for task in wanted if task not in store.utility(header)])
-        for header in defended
-    ]
-    total, open_ = len(defended) * len(wanted), sum(len(todo) for _, todo in waiting)
-    print(f"{store.folder}: {total} figures, {total - open_} done, {open_} to do", flush=True)
-    if not open_:
-        return 0
-    meter: Meter = _of_organism if built_in else _harness(wanted, include_path, batch_size)
-    device = place(device, device_map)
-    found = _found(store, question, chat_template, trust_remote_code)
-    loaded = partial(
-        loading.load_model, device=device, dtype=question["dtype"], device_map=device_map
-    )
-    base = loaded(found, system=question["system"], max_new_tokens=question["max_new_tokens"])
-    helper = lru_cache(1)(lambda name: loaded(loading.find_model(name)))  # base and one more
-    holes = 0
-    for header, todo in waiting:
-        if not todo:
-            continue
-        try:
-            with _wearing(store, header, base, helper) as target:
-                for task in todo:
-                    store.add_utility(header, task, meter(target, task))
-        except (Failure, torch.OutOfMemoryError) as error:
-            holes += 1
-            short = isinstance(error, torch.OutOfMemoryError)
-            reason = "out of memory: give a smaller --batch-size" if short else error
-            tqdm.write(f"hole: {header['defense']}, seed {header['seed']}: {reason}")
-    return holes
-
-
-def _found(
-    store: RunStore, question: Mapping[str, Any], template: Path | None, trusted: bool
-) -> loading.ModelFiles:
-    """The undefended model that the run measured."""
-    found = loading.find_model(question["model"], chat_template=template, trust_remote_code=trusted)
-    if (found.weights, found.template) != (question["weights"], question["template"]):
-        raise InputError(
-            f"{found.name} is not the model that {store.folder} measured: its weights or its chat "
-            "template have changed, or --chat-template or --trust-remote-code were given there"
-        )
-    return found
-
-
-@contextmanager
-def _wearing(
-    store: RunStore, header: Header, base: ChatModel, helper: Callable[[str], ChatModel]
-) -> Iterator[ChatModel]:
-    """The model with a defense on as the run wore it: nothing is trained here.
-
-    Raises:
-        Failure: the defense, its code or its files are others by now, or its adapter is gone.
-    """
-    from robench.types import Context
-
     try:
-        found = load_class("defense", split(header["defense"])[0])
-        defense = build(found, header["defense_fields"]) if isinstance(found, type) else found
-        source = source_digest(defense)
-    except InputError as error:
-        raise Failure(str(error)) from error
-    if source != header["defense_source"]:
-        raise Failure("its code or its files have changed since the run")
-    adapter = store.adapter(header)
-    if getattr(defense, "needs", ()) and not adapter.is_dir():
-        raise Failure(f"{adapter} is not there, nor are the texts to make it from: run it again")
-    with defense.applied(base, Context(seed=header["seed"], model=helper), adapter) as target:
-        yield target
+        with run.defended(header, info) as target:
+            for task in tasks:
+                run.store.add_utility(header, task, meter(target, task))
+    except (Failure, torch.OutOfMemoryError) as error:
+        short = isinstance(error, torch.OutOfMemoryError)
+        reason = "out of memory: give a smaller --batch-size" if short else error
+        tqdm.write(f"hole: {header['defense']}, seed {header['seed']}: {reason}")
+        return False
+    return True
 
 
 # The organism's own figures

@@ -19,6 +19,7 @@ from robench.training.corpus import (
     split_examples,
     tokenise,
 )
+from robench.training.fine_tuning import FineTuning
 from robench.training.losses import (
     DISTANCES,
     centroid,
@@ -34,6 +35,7 @@ __all__ = [
     "DISTANCES",
     "BaseStates",
     "Batch",
+    "FineTuning",
     "Recipe",
     "Text",
     "adapter_applied",

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from robench import run
 from robench.errors import Failure, InputError
 from robench.identity import source_digest
 from robench.methods.registry import load_class, resolve
 from robench.model.loading import BUILT_IN, find_model
 from robench.model.loading import load_model as load_model
 from robench.results.store import RunStore
-from robench.runs.runner import _hardware, run
+from robench.runs.devices import hardware
 from robench.testing import quick, tiny, tiny_context
 from robench.types import Prompt, user
 
@@ -116,8 +117,8 @@ def test_one_model_from_elsewhere_is_in_memory_beside_the_base(tmp_path, monkeyp
 
 def test_a_gpu_is_named_by_its_number(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: f"H200 of {device}")
-    assert _hardware("cuda:1") == "H200 of cuda:1"
-    assert _hardware("cpu") == "cpu"
+    assert hardware("cuda:1") == "H200 of cuda:1"
+    assert hardware("cpu") == "cpu"
 
 
 def test_what_is_no_adapter_says_so(tmp_path):

@@ -62,7 +62,8 @@ def test_holes_say_why() -> None:
     assert holes(cells) == {
         ("none", "gcg"): ["seed 0: unfinished, 2 of 4 behaviors missing"],
         ("none", "soft"): [
-            "seed 1: nothing could be scored; robench judge DIR --judges exact tries again"
+            "seed 1: nothing could be scored by exact; "
+            "robench judge DIR --judges REFERENCE tries again"
         ],
         ("cb", "gcg"): ["seed 0: loss is NaN at step 3", "seed 1: not run"],
         ("cb", "soft"): ["seed 1: not run"],

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from robench import load_rows
+from robench import load_rows, run
 from robench.errors import InputError
 from robench.methods.registry import resolve
 from robench.model.hooks import blocks
 from robench.results.store import RunStore
-from robench.runs.runner import run
 from robench.testing import FAMILIES, attack_problems, defense_problems, quick, tiny
 from robench.training.adapters import _linear_names
 

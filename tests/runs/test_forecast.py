@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from robench import run
 from robench.config import assignments
 from robench.methods.registry import resolve
 from robench.model import loading
-from robench.model.slots import Slots
+from robench.model.scoring import gap_losses, longest
 from robench.results.store import RunStore
-from robench.runs.forecast import Estimate, Setup, Shape, measured_rate
+from robench.runs.forecast import TRAINING, Estimate, Setup, Shape, measured_rate
+from robench.runs.plan import plan
+from robench.runs.progress import duration
+from robench.runs.question import Question, Texts
 from robench.runs.run_texts import gather
-from robench.runs.runner import run
 from robench.testing import FAMILIES, tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Forecast, Lengths, user
 
@@ -46,7 +49,7 @@ def recorded(tmp_path_factory):
         costs[header["attack"]] = sum(last.values())
     for _, info, _, _ in RunStore(folder / "defense").cells():
         costs["circuit_breaker"] = info["train_tflop"]
-    data = gather("organism", n=2, default_n=2, n_benign=1, benign=benign)
+    data = gather("organism", Texts(n=2, benign=benign), 2, 1)
     return costs, Estimate(loading.find_model("organism"), None, data, CPU)
 
 
@@ -158,8 +161,8 @@ def test_memory_is_within_a_factor_of_what_a_pass_holds():
 
     saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with saving:
-        Slots.losses_of(slots, torch.arange(3), soft)
-    tokens = 3 * slots.longest(20)
+        gap_losses(model, slots.rows, slots._prefix, range(3), soft)
+    tokens = 3 * longest(slots.rows, 20)
     said = Shape.of(model.network, CPU).held(tokens, every_block=True)
     measured = sum(size for size, _ in held.values())
     assert 1 / 2 < said / measured < 2
@@ -171,7 +174,7 @@ def test_computing_blocks_again_holds_less():
     assert deep.held(100, True, again=True) < deep.held(100, True) / 4
 
 
-def test_the_plan_tells_hours_and_what_it_does_not_know(capsys, tmp_path):
+def test_the_forecast_tells_times_and_what_it_does_not_know(tmp_path):
     file = tmp_path / "silent.py"
     file.write_text(
         "from dataclasses import dataclass\n"
@@ -181,20 +184,42 @@ def test_the_plan_tells_hours_and_what_it_does_not_know(capsys, tmp_path):
         "        yield from ()\n"
     )
     attacks = ["direct", f"{file}:Silent", "gcg"]
-    asked = {"attacks": attacks, "defenses": ["none"], "n": 2, "dry_run": True}
-    run(**asked, tflops=0.001, out=tmp_path / "run")
-    out = capsys.readouterr().out
-    lines = {line.split()[1]: line.split() for line in out.splitlines() if line[:4] == "none"}
-    steps, tflop, replies, hours, _ = lines["gcg"][2:]
-    assert steps == "8"
-    assert float(hours) == pytest.approx((float(tflop) + float(replies)) / 3.6, rel=0.01)
-    assert lines[f"{file}:Silent"][2:] == ["?"] * 5
-    assert "those with ? apart" in out and "as given for cpu" in out
-    assert not (tmp_path / "run").exists()
-    run(**asked, out=tmp_path / "run")
-    out = capsys.readouterr().out
-    rate = re.search(r"at (\S+) TFLOP/s, as matrix products have it on cpu", out)
+    planned = plan(Question.of(attacks=attacks, defenses=["none"], n=2))
+    expected = planned.forecast(tflops=0.001).set_index("attack")
+    gcg = expected.loc["gcg"]
+    assert gcg["steps"] == 8
+    assert gcg["seconds"] == pytest.approx((gcg["tflop"] + gcg["replies_tflop"]) / 0.001)
+    silent = expected.loc["Silent"]
+    assert silent[["steps", "tflop", "replies_tflop", "seconds", "memory_gib"]].isna().all()
+    text = planned.preview(tmp_path / "run", tflops=0.001)
+    lines = {line.split()[1]: line.split() for line in text.splitlines() if line[:4] == "none"}
+    assert lines["gcg"][2] == "8" and lines["Silent"][2:] == ["?"] * 5
+    assert "without the rows with ?" in text and "as given for cpu" in text
+    rate = re.search(
+        r"at (\S+) TFLOP/s, measured with matrix products on cpu", planned.preview(tmp_path / "run")
+    )
     assert rate and float(rate[1]) > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forecast_of_some_cells_adds_trainings_to_their_first_cell():
+    planned = plan(
+        Question.of(matrix="smoke", attacks=["direct"], defenses=["none", "noop"], seeds=[0, 1])
+    )
+    expected = planned.forecast(tflops=1.0)
+    assert list(expected["attack"]).count(TRAINING) == 2  # noop, once per seed
+    assert len(planned.forecast(planned.groups[:1], 1.0)) == 2  # harmless requests and direct
+    first = planned.groups[-1].cells[0][0].name
+    trainings = expected[expected["attack"] == TRAINING]
+    assert first in set(trainings["cell"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.48, "0.48 s"), (9.96, "10 s"), (12.4, "12 s"), (180, "3 min"), (9000, "2.5 h")],
+)
+def test_times_are_for_people(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_the_measured_rate_counts_products(monkeypatch):

@@ -13,11 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robench import load_rows
+from robench import load_rows, run
+from robench.errors import InputError
 from robench.organism import behaviors
 from robench.results.store import RunStore
 from robench.results.tables import tables
-from robench.runs.runner import run
+from robench.runs.question import Question
+from robench.runs.train import train as train_defense
 
 QUICK = [
     "gcg.steps=2",
@@ -247,7 +249,8 @@ def test_a_failing_cell_is_a_hole_never_a_success(tmp_path):
     words[words.index(f"{file}:NaN")] = f"{file}:Bug"
     out = ["--out", str(tmp_path / "bug")]
     stopped = subprocess.run([*words, *out], capture_output=True, text=True, timeout=120)
-    assert stopped.returncode == 1 and "IndexError" in stopped.stderr
+    assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
+    assert "attack 'Bug' (" in stopped.stderr and "failing.py:11): IndexError" in stopped.stderr
     going = subprocess.run(
         [*words, *out, "--keep-going"], capture_output=True, text=True, timeout=120
     )
@@ -327,7 +330,7 @@ def test_train_makes_an_adapter_that_a_run_takes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert not checkpoint.exists()
     again = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
     out = tmp_path / "run"
     row = f"adapter:{folder}"
     assert run(defenses=["none", row], attacks=["direct"], n=4, out=out).holes == 0
@@ -337,15 +340,15 @@ def test_train_makes_an_adapter_that_a_run_takes(tmp_path):
 
 
 def test_train_refuses_what_it_cannot_do(tmp_path):
-    from robench.errors import InputError
-    from robench.runs.runner import train
+    def train(defense, out, **options):
+        train_defense(defense, out, Question.of(**options))
 
     with pytest.raises(InputError, match="trains nothing"):
         train("none", out=tmp_path / "a")
     with pytest.raises(InputError, match="no defense called"):
         train("nothing", out=tmp_path / "a")
     (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         train("circuit_breaker", out=tmp_path / "there")
     texts = tmp_path / "texts.csv"
     tested = behaviors("test")[0].text

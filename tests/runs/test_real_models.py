@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robench import load_rows
+from robench import load_rows, run
 from robench.errors import InputError
 from robench.runs import matrices
-from robench.runs.runner import run
+from robench.runs.plan import plan
+from robench.runs.question import Question
 from robench.testing import tiny
 
 SHORT = [
@@ -103,13 +104,15 @@ def test_missing_training_text_is_told_before_anything_runs(folder, tmp_path):
         "attacks": ["direct"],
         "defenses": ["none", "circuit_breaker"],
         "n": 2,
-        "out": tmp_path / "run",
+        "max_new_tokens": 4,
+        "device": "cpu",
     }
-    for dry_run in (True, False):
+    planned, out = plan(Question.of(**asked)), tmp_path / "run"
+    for start in (planned.preview, planned.run):
         with pytest.raises(InputError, match=r"circuit_breaker needs examples.*give --train FILE"):
-            run(dry_run=dry_run, **asked)
-    assert not (tmp_path / "run").exists()
-    assert run(keep_going=True, max_new_tokens=4, device="cpu", **asked).holes == 2
+            start(out)
+    assert not out.exists()
+    assert planned.run(out, keep_going=True).holes == 2
 
 
 @pytest.mark.parametrize(

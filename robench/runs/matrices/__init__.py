@@ -6,6 +6,8 @@
     benign: 100                   harmless requests that every defended model is asked
     seeds: [0]
     settings: [gcg.steps=100]     as after --set; they make the tier "custom"
+    skip_lacking: false           whether methods whose texts are missing are left out
+    about: ...                    a line on what it is for
 
 A name stands for a file of this package, anything that ends in .yaml or .yml for a file of yours.
 """
@@ -26,20 +28,23 @@ class Matrix:
     """One question: every attack against every defense, with every seed."""
 
     name: str
-    attacks: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()  # a question may put configured methods in their place
     defenses: tuple[str, ...] = ()
     n: int = 40
     benign: int = 100
     seeds: tuple[int, ...] = (0,)
     settings: tuple[str, ...] = ()
+    skip_lacking: bool = False
+    about: str = ""
 
     def __post_init__(self) -> None:
         for field in ("attacks", "defenses", "seeds"):
             values = getattr(self, field)
             if not values:
                 raise InputError(f"no {field} given")
-            if len(set(values)) < len(values):
-                raise InputError(f"{field} are given twice: {', '.join(map(str, values))}")
+            named = [value for value in values if isinstance(value, (str, int))]
+            if len(set(named)) < len(named):
+                raise InputError(f"{field} are given twice: {', '.join(map(str, named))}")
         for field in ("n", "benign"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
@@ -51,6 +56,20 @@ class Matrix:
 def names() -> list[str]:
     """The matrices that ship."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def describe(name: str) -> str:
+    """What a shipped matrix asks, for `robench show`."""
+    matrix = load_matrix(name)
+    lines = [f"{name} (matrix)", "", matrix.about, ""]
+    lines += [
+        f"    attacks   {' '.join(matrix.attacks)}",
+        f"    defenses  {' '.join(matrix.defenses)}",
+    ]
+    lines += [f"    n         {matrix.n} harmful requests, {matrix.benign} harmless ones"]
+    lines += [f"    seeds     {' '.join(map(str, matrix.seeds))}"]
+    lines += [f"    settings  {' '.join(matrix.settings)}"] if matrix.settings else []
+    return "\n".join(lines)
 
 
 def load_matrix(reference: str) -> Matrix:

@@ -1,0 +1,329 @@
+"""From a question to the cells that answer it: methods, model, texts and judges, all checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from robench import judges
+from robench.config import as_dict, assignments
+from robench.errors import InputError
+from robench.methods.contract import refusal
+from robench.methods.registry import refuse_unused_settings, resolve_all
+from robench.model import loading
+from robench.results.schema import BENIGN, Info, Suite
+from robench.results.store import Cell, RunStore
+from robench.results.tables import tables
+from robench.runs.cells import CHUNK, Group, groups_of
+from robench.runs.devices import choose_device, default_dtype, hardware
+from robench.runs.execute import Execution, one_line
+from robench.runs.forecast import Estimate, Setup, forecast, measured_rate, summary
+from robench.runs.matrices import Matrix
+from robench.runs.outcome import Outcome
+from robench.runs.progress import Progress
+from robench.runs.question import ModelSpec, Question
+from robench.runs.run_texts import RunTexts, gather, lacking
+from robench.types import Behavior, Judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGES = ("robench", "torch", "transformers", "peft", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a question comes to, before anything is loaded.
+
+    question: with all defaults filled in
+    suite:    the matrix's name and the attacks that it declares
+    files:    of the model under test
+    texts:    under test, read and trained on
+    judges:   by name; the first decides
+    shared:   what the headers of all cells have in common: the record in run.json
+    groups:   the cells, by defense and seed
+    """
+
+    question: Question
+    suite: Suite
+    files: loading.ModelFiles
+    texts: RunTexts
+    judges: Mapping[str, Judge]
+    shared: Mapping[str, Any]
+    groups: tuple[Group, ...]
+
+    @property
+    def default_folder(self) -> Path:
+        """Where the run goes unless it is told otherwise."""
+        built_in = self.files.name == loading.BUILT_IN
+        name = self.suite["name"] if built_in else f"{self.suite['name']}-{self.files.name}"
+        return Path("results") / "runs" / Cell.slug(name)
+
+    def pending(self, store: RunStore) -> tuple[Group, ...]:
+        """The groups with the cells that a folder does not hold yet."""
+        return tuple(
+            replace(group, cells=tuple(p for p in group.cells if not store.complete(p[0])))
+            for group in self.groups
+        )
+
+    def check_texts(self) -> None:
+        """That no method lacks the texts that it needs.
+
+        Raises:
+            InputError: one does.
+        """
+        methods = [group.defense for group in self.groups]
+        methods += [attack for group in self.groups for _, attack in group.cells]
+        for method in methods:
+            if reason := lacking(method, self.texts):
+                raise InputError(f"{method.name} {reason}, or leave it out")
+
+    def forecast(
+        self, groups: Sequence[Group] | None = None, tflops: float | None = None
+    ) -> pd.DataFrame:
+        """What the cells are going to cost: a row per training and per cell, without running any.
+
+        Columns: defense, attack, seed, cell, steps, tflop, replies_tflop, seconds, memory_gib,
+        disk_gib. What a method does not forecast is missing. `attrs` holds the setup.
+
+        Args:
+            groups: some of the plan's, by default all.
+            tflops: sustained TFLOP/s of the device; by default it is measured in half a second.
+        """
+        spec = self.question.model
+        assert spec.device and spec.dtype
+        rate = measured_rate(spec.device, spec.dtype) if tflops is None else tflops
+        length = self.shared["max_new_tokens"]
+        samples = self.question.replies.samples
+        setup = Setup(spec.device, spec.dtype, length, samples, CHUNK, rate, tflops is None)
+        estimate = Estimate(self.files, self.question.replies.system, self.texts, setup)
+        return forecast(self.groups if groups is None else groups, estimate)
+
+    def preview(self, out: str | Path | None = None, tflops: float | None = None) -> str:
+        """What `robench run --dry-run` prints: what a folder holds, and what the rest will cost."""
+        self.check_texts()
+        store = RunStore(Path(out) if out else self.default_folder)
+        store.check_cells([cell for group in self.groups for cell, _ in group.cells])
+        pending = self.pending(store)
+        lines = [self._counts(store, pending), *(f"note: {note}" for note in self.texts.notes)]
+        if any(group.cells for group in pending):
+            lines.append(summary(self.forecast(pending, tflops)))
+        return "\n".join(lines)
+
+    def run(
+        self,
+        out: str | Path | None = None,
+        *,
+        keep_going: bool = False,
+        replace: bool = False,
+        tflops: float | None = None,
+    ) -> Outcome:
+        """Ask what the folder does not hold yet, and write its tables.
+
+        Args:
+            out: the run's folder, by default `default_folder`.
+            keep_going: whether a cell that fails by an unexpected error becomes a hole.
+            replace: whether cells of changed methods are run again in the place of the old ones.
+            tflops: as for `forecast`.
+
+        Raises:
+            InputError: the folder holds another question or is in use.
+        """
+        if not keep_going:
+            self.check_texts()
+        store = RunStore(Path(out) if out else self.default_folder)
+        cells = [cell for group in self.groups for cell, _ in group.cells]
+        order = {
+            "defenses": list(dict.fromkeys(cell.defense for cell in cells)),
+            "attacks": list(dict.fromkeys(cell.attack for cell in cells if cell.attack != BENIGN)),
+        }
+        with store.locked():
+            for warning in store.open_for(self.shared, _versions(), order):
+                tqdm.write(f"warning: {warning}")
+            store.save_behaviors([as_dict(b) for b in (*self.texts.behaviors, *self.texts.benign)])
+            store.check_cells(cells, replace=replace)
+            pending = self.pending(store)
+            print(self._counts(store, pending), flush=True)
+            for note in self.texts.notes:
+                print(f"note: {note}", flush=True)
+            if any(group.cells for group in pending):
+                self._execute(store, pending, keep_going, tflops)
+            tables([store.folder])
+        return Outcome.of(store, cells)
+
+    def _execute(
+        self, store: RunStore, pending: Sequence[Group], keep_going: bool, tflops: float | None
+    ) -> None:
+        expected = self.forecast(pending, tflops)
+        print(summary(expected), flush=True)
+        spec, replies = self.question.model, self.question.replies
+        load = partial(
+            loading.load_model,
+            device=str(spec.device),
+            dtype=str(spec.dtype),
+            device_map=spec.device_map,
+        )
+        length = self.shared["max_new_tokens"]
+        base = load(self.files, system=replies.system, max_new_tokens=length)
+        _preflight(self.judges, self.texts.behaviors[0])
+        execution = Execution(
+            store=store,
+            texts=self.texts,
+            base=base,
+            judges=self.judges,
+            helper=lru_cache(1)(lambda name: load(loading.find_model(name))),  # base and one more
+            keep_going=keep_going,
+            info=self._info(base),
+        )
+        seconds = expected.groupby("cell")["seconds"].sum(min_count=1).dropna()
+        weights = {str(cell): float(value) for cell, value in seconds.items()}
+        with Progress(pending, weights) as progress:
+            execution.run(pending, progress)
+
+    def _info(self, base: Any) -> Info:
+        """How the cells are answered, for their records."""
+        spec = self.question.model
+        return {
+            "suite": self.suite,
+            "harness_version": version("robench"),
+            "versions": _versions(),
+            "device": hardware(spec.device or ""),
+            "device_map": spec.device_map,
+            "threads": torch.get_num_threads(),
+            "commit": self.files.commit,
+            "attention": base.network.config._attn_implementation,
+        }
+
+    def _counts(self, store: RunStore, pending: Sequence[Group]) -> str:
+        total = sum(len(group.cells) for group in self.groups)
+        waiting = sum(len(group.cells) for group in pending)
+        return f"{store.folder}: {total} cells, {total - waiting} done, {waiting} to do"
+
+
+def plan(question: Question) -> Plan:
+    """Resolve and check all that a question names; no weights are loaded.
+
+    Raises:
+        InputError: something asked for does not exist or does not fit.
+    """
+    if question.model.threads:
+        torch.set_num_threads(question.model.threads)
+    matrix, question = question.chosen_matrix(), with_defaults(question)
+    settings = _merged(assignments(matrix.settings), question.settings)
+    tier = question.tier or "demo"
+    attacks = resolve_all("attack", matrix.attacks, tier, settings)
+    defenses = resolve_all("defense", matrix.defenses, tier, settings)
+    chosen = judges.resolved(question.judges or (), settings, _judge_device(question))
+    named = question.named_matrix().attacks if question.attacks else [a.name for a in attacks]
+    refuse_unused_settings(question.settings, [*attacks, *defenses, *chosen])
+    files = find_base(question.model)
+    if files.name != loading.BUILT_IN and question.texts.behaviors is None:
+        raise InputError(f"give the harmful requests for {files.name}: --behaviors FILE")
+    texts = gather(files.name, question.texts, matrix.n, matrix.benign)
+    for method in (*attacks, *defenses, *chosen):
+        if reason := refusal(method, texts.behaviors):
+            raise InputError(reason)
+    chosen_judges = {method.name: method.instance for method in chosen}
+    if matrix.skip_lacking:
+        attacks = [method for method in attacks if not lacking(method, texts)]
+        defenses = [method for method in defenses if not lacking(method, texts)]
+    shared = _shared(question, matrix, files, texts, chosen_judges)
+    return Plan(
+        question=question,
+        suite={"name": matrix.name, "attacks": list(named)},
+        files=files,
+        texts=texts,
+        judges=chosen_judges,
+        shared=shared,
+        groups=groups_of(shared, attacks, defenses, texts),
+    )
+
+
+def find_base(spec: ModelSpec) -> loading.ModelFiles:
+    """The files of the model under test."""
+    return loading.find_model(
+        spec.id,
+        revision=spec.revision,
+        chat_template=spec.chat_template,
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
+def with_defaults(question: Question) -> Question:
+    """The question with what depends on the model and on this machine filled in."""
+    spec, replies = question.model, question.replies
+    built_in = spec.id == loading.BUILT_IN
+    device = choose_device(spec.device, spec.device_map)
+    return replace(
+        question,
+        tier=question.tier or ("demo" if built_in else "paper"),
+        judges=question.judges or (("exact", "keyword") if built_in else ("keyword",)),
+        model=replace(spec, device=device, dtype=spec.dtype or default_dtype(device, built_in)),
+        replies=replace(
+            replies,
+            max_new_tokens=replies.max_new_tokens or (64 if built_in else 256),
+            temperature=(replies.temperature or 1.0) if replies.samples else None,
+        ),
+    )
+
+
+def _shared(
+    question: Question,
+    matrix: Matrix,
+    files: loading.ModelFiles,
+    texts: RunTexts,
+    chosen_judges: Mapping[str, Judge],
+) -> dict[str, Any]:
+    """What the headers of all cells have in common; a folder is of one such record."""
+    return {
+        "model": files.name,
+        "weights": files.weights,
+        "template": files.template,
+        "n": len(texts.behaviors),
+        "seeds": list(matrix.seeds),
+        "judges": list(chosen_judges),
+        "judge_fields": {name: judges.record(judge) for name, judge in chosen_judges.items()},
+        "dtype": question.model.dtype,
+        **asdict(question.replies),
+        **texts.checksums(),
+    }
+
+
+def _merged(
+    some: Mapping[str, Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The settings of both; of a field that both set, those of `others`."""
+    return {name: {**some.get(name, {}), **others.get(name, {})} for name in {**some, **others}}
+
+
+def _judge_device(question: Question) -> str:
+    wanted, device = question.judge_device, question.model.device
+    return choose_device(wanted) if wanted else str(device)
+
+
+def _preflight(chosen_judges: Mapping[str, Judge], behavior: Behavior) -> None:
+    """Let every judge score a reply, so that one that cannot be loaded costs no attack its work.
+
+    Raises:
+        InputError: its model does not fit into the memory or cannot be read.
+    """
+    for name, judge in chosen_judges.items():
+        try:
+            judges.scores(name, judge, [behavior], ["No."])
+        except (torch.OutOfMemoryError, OSError) as error:
+            raise InputError(
+                f"judge {name} cannot be loaded besides the model: {one_line(error)}; put it on "
+                "another device with --judge-device, or run with --judges keyword and let it judge "
+                f"afterwards: robench judge DIR --judges {name}"
+            ) from error
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
