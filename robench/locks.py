@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     try:
         _holders[place] = os.getpid()
-        since = datetime.now(UTC).isoformat(" ", "seconds")
+        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         owner = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         files.write_json(place / OWNER, owner)
         yield
@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _owner(folder: Path) -> str:
-    """Who holds a folder, as far as it has said so."""
+    """Who holds a folder, as far as it is written there."""
     try:
         owner = files.read_json(folder / OWNER)
         return "process {process} on {host} (since {since})".format(**owner)

@@ -52,8 +52,8 @@ def scores(answers: Iterable[Answer]) -> dict[str, list[float]]:
         for row in answer.rows
         if row["final"] and row["reply"] is not None
     ]
-    judges = dict.fromkeys(judge for known in replies for judge in known)
-    return {judge: [_score(known.get(judge)) for known in replies] for judge in judges}
+    judges = dict.fromkeys(judge for by_judge in replies for judge in by_judge)
+    return {judge: [_score(by_judge.get(judge)) for by_judge in replies] for judge in judges}
 
 
 def kappa(some: Scores, others: Scores) -> float:

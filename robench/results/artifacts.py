@@ -155,16 +155,16 @@ def _edit_class(reference: str) -> type:
                 "or import the module first if you trust it"
             )
     try:
-        found: Any = import_module(module)
+        member: Any = import_module(module)
     except ImportError as error:
         raise InputError(f"the module of the edit {reference} fails to import: {error}") from error
     for part in name.split("."):  # no getattr, which imports what a package loads lazily
-        found = vars(found).get(part) if isinstance(found, type | ModuleType) else None
-    if not (isinstance(found, type) and is_dataclass(found)):
+        member = vars(member).get(part) if isinstance(member, type | ModuleType) else None
+    if not (isinstance(member, type) and is_dataclass(member)):
         raise InputError(f"{reference} is not an edit: there is no such dataclass")
-    if "layer" not in (field.name for field in fields(found)):
+    if "layer" not in (field.name for field in fields(member)):
         raise InputError(f"{reference} is not an edit: it has no field `layer`")
-    return found
+    return member
 
 
 def _is_installed_method(module: str) -> bool:

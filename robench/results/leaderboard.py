@@ -122,7 +122,7 @@ def _compared(
 
 
 def _protection(mine: Sequence[Answer]) -> dict[str, Any]:
-    """What the attacks found out about one defense."""
+    """What the attacks show of one defense."""
     against = [a for a in mine if a.header["role"] in IN_WORST_CASE]
     rates = {
         attack: dsr(where(against, attack=attack))

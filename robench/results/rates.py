@@ -148,7 +148,7 @@ def _draws(answer: Answer, judge: str) -> tuple[int, dict[str, list[str]]]:
 def collapsed(answers: Iterable[Answer]) -> float:
     """The share of final replies that are degenerate, whatever their verdict.
 
-    Of each behavior first, then the mean over behaviors and seeds; NaN where nothing was said.
+    Of each behavior first, then the mean over behaviors and seeds; NaN without a reply.
     """
     shares = []
     for answer in answers:
@@ -278,7 +278,7 @@ def _by_category(seeds: Sequence[Answer], category: Mapping[str, str]) -> list[d
 
 
 def _names(answer: Answer) -> dict[str, str]:
-    """What a row of either table is known by."""
+    """What a row of either table is named by."""
     header = answer.header
     return {
         "model": header["model"],

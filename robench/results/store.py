@@ -297,16 +297,16 @@ class RunStore:
     # Judges that come later
 
     def register_judge(self, judge: str, record: Mapping[str, Any]) -> None:
-        """Note what a later judge is; where it is the run's own or has scored, check that it is it.
+        """Note what a later judge is; check that one of the run or that has scored is the same.
 
         Raises:
             InputError: names the first field that differs.
         """
         path = self.folder / "judges.json"
         later = files.read_json(path) if path.is_file() else {}
-        own = self.question()["judge_fields"]
-        differs = _difference({**later, **own}.get(judge, record), record)
-        if differs and judge in own:
+        of_the_run = self.question()["judge_fields"]
+        differs = _difference({**later, **of_the_run}.get(judge, record), record)
+        if differs and judge in of_the_run:
             raise InputError(f"{self.folder} was run with {judge} with {differs}")
         if differs and any(
             reply["scores"].get(judge) is not None
@@ -355,22 +355,22 @@ class RunStore:
         return self.folder / "defenses" / _defended_model_name(header)
 
     def utility(self, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """What each harmless task said of a cell's defended model so far."""
+        """The figure of each harmless task so far for a cell's defended model."""
         path = self._utility_file(header)
         return files.read_json(path)["tasks"] if path.is_file() else {}
 
-    def add_utility(self, header: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> None:
-        """Record what one more task said."""
+    def add_utility(self, header: Mapping[str, Any], task: str, figure: Mapping[str, Any]) -> None:
+        """Record the figure of one more task: `value` and how it came about."""
         record: UtilityRecord = {
             "defended_model": defended_model_id(header),
             "defense": header["defense"],
             "seed": header["seed"],
-            "tasks": {**self.utility(header), task: dict(found)},
+            "tasks": {**self.utility(header), task: dict(figure)},
         }
         files.write_json(self._utility_file(header), record)
 
     def utilities(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-        """The identity of each defended model, and what each harmless task said of it."""
+        """The identity of each defended model, and its figure for each harmless task."""
         for path in sorted((self.folder / "utility").glob("*.json")):
             record: UtilityRecord = files.read_json(path)
             yield record["defended_model"], record["tasks"]
@@ -380,7 +380,7 @@ class RunStore:
 
 
 def replied(row: Row) -> Iterator[tuple[int | None, Sample]]:
-    """What was said to an attempt: None and the row itself, then its samples by number.
+    """The replies to an attempt: None and the row itself, then its samples by number.
 
     A row has the fields of a sample; where its reply is null it is left out.
     """
