@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robench.config import digest
 from robench.errors import InputError
 from robench.texts import behaviors, records
 from robench.texts.records import Row
@@ -59,6 +60,11 @@ def load_examples(reference: Path | str) -> tuple[list[Example], str]:
     _check_answers_comply(examples, str(reference))
     note = f"{reference}: left out {empty} of {len(rows)} rows, without a text or label to train on"
     return examples, note if empty else ""
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of the examples, in their order."""
+    return digest([[e.behavior.request, e.behavior.harmful, e.reply, e.kind] for e in examples])
 
 
 def _check_answers_comply(examples: Sequence[Example], name: str) -> None:

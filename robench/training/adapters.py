@@ -26,7 +26,7 @@ from robench.identity import source_digest
 from robench.model.chat_model import ChatModel
 from robench.model.folding import fold_adapter
 from robench.model.hooks import blocks
-from robench.training.corpus import fingerprint
+from robench.texts.training_texts import fingerprint
 from robench.training.loop import Cost, train_loop
 from robench.types import Context, Defense, Objective
 

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robench.config import digest
 from robench.errors import Failure
 from robench.model.chat import Chat
 from robench.types import Example, user
@@ -145,8 +144,3 @@ def draw_safe_texts(texts: SplitTexts, size: int, share: float, rng: torch.Gener
     """
     refusals = draw_texts(texts.refused, round(share * size), rng)
     return refusals + draw_texts(texts.harmless, size - len(refusals), rng)
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of the examples, in their order."""
-    return digest([[e.behavior.request, e.behavior.harmful, e.reply, e.kind] for e in examples])
