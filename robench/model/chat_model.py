@@ -70,7 +70,7 @@ class ChatModel:
     around:         entered around every forward pass (a view's own context)
     edits:          acting on every prompt, before the prompt's own
     identity:       a hash of weights, template, system prompt and precision; "" of a model in code
-    plain_chat:     the chat without what `with_system` added; None where that is `chat` itself
+    bare:           the model before `with_system`; None where nothing was added
     """
 
     network: Any
@@ -82,7 +82,7 @@ class ChatModel:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     edits: tuple[Edit, ...] = ()
     identity: str = ""
-    plain_chat: Chat | None = None
+    bare: ChatModel | None = None
 
     @classmethod
     def of(cls, network: Any, chat: Chat, max_new_tokens: int = 256) -> ChatModel:
@@ -193,7 +193,8 @@ class ChatModel:
 
     def undefended(self) -> ChatModel:
         """A view of the same weights without the defense's adapter, edits and system prompt."""
-        plain = replace(self, edits=(), chat=self.plain_chat or self.chat, plain_chat=None)
+        bare = self.bare or self
+        plain = replace(self, edits=(), chat=bare.chat, identity=bare.identity, bare=None)
         return plain if self.adapter is None else replace(plain, around=partial(off, self.adapter))
 
     def with_system(self, text: str) -> ChatModel:
@@ -211,7 +212,7 @@ class ChatModel:
         if text.strip() not in chat.render(user("")):
             raise InputError("the chat template leaves the system prompt out: it has no such role")
         identity = digest([self.identity, system]) if self.identity else ""
-        return replace(self, chat=chat, identity=identity, plain_chat=self.plain_chat or self.chat)
+        return replace(self, chat=chat, identity=identity, bare=self.bare or self)
 
     def slots(self, messages: Sequence[Sequence[Message]], targets: Sequence[str]) -> Slots:
         """The gaps of n conversations (one GAP mark each), to be scored against n targets."""

@@ -12,9 +12,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from robench import judges
-from robench.config import assignments, suggestion
-from robench.errors import InputError
-from robench.methods.registry import split
+from robench.config import assignments
+from robench.methods.registry import refuse_unused_settings
 from robench.results.store import RunStore, replied
 from robench.types import Behavior, Judge
 
@@ -47,11 +46,9 @@ def judge(
         (request["harmful"], request["id"]): Behavior(**request) for request in store.behaviors()
     }
     words = assignments(settings)
-    bases = {split(reference)[0] for reference in references}
-    for base in words:
-        if base not in bases:
-            raise InputError(f"--set: no judge {base!r} is asked{suggestion(base, bases)}")
-    chosen = judges.choose(references, words, device)
+    methods = judges.resolved(references, words, device)
+    refuse_unused_settings(words, methods)
+    chosen = {method.name: method.instance for method in methods}
     for name, instance in chosen.items():
         store.register_judge(name, judges.record(instance))
     return sum(_score(store, asked, name, instance) for name, instance in chosen.items())

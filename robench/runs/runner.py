@@ -23,14 +23,20 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from robench.config import as_dict, assignments, suggestion
+from robench.config import as_dict, assignments
 from robench.errors import Failure, InputError
 from robench.identity import source_digest
-from robench.judges import choose, record
+from robench.judges import record, resolved
 from robench.judges import scores as judged
-from robench.methods.registry import EXTERNAL, Method, resolve, split
+from robench.methods.contract import attempt_problems, refusal
+from robench.methods.registry import (
+    EXTERNAL,
+    Method,
+    refuse_unused_settings,
+    resolve,
+    resolve_all,
+)
 from robench.model import loading
-from robench.organism import language
 from robench.results import artifacts
 from robench.results.degeneration import measure
 from robench.results.metrics import Answer
@@ -114,15 +120,20 @@ def run(
     built_in = model == loading.BUILT_IN
     tier = tier or ("demo" if built_in else "paper")
     words = assignments([*asked.settings, *settings])
-    chosen_attacks = _methods("attack", chosen.attacks, tier, words)
-    chosen_defenses = _methods("defense", chosen.defenses, tier, words)
-    judge_names = list(judges or (["exact", "keyword"] if built_in else ["keyword"]))
-    bases = {method.base for method in [*chosen_attacks, *chosen_defenses]}
-    _all_used(assignments(settings), bases | {split(name)[0] for name in judge_names})
+    chosen_attacks = resolve_all("attack", chosen.attacks, tier, words)
+    chosen_defenses = resolve_all("defense", chosen.defenses, tier, words)
     if temperature is not None and not (samples and temperature > 0):
         raise InputError("--temperature is that of drawn replies: give --samples, and more than 0")
     device = place(device, device_map)
-    chosen_judges = choose(judge_names, words, place(judge_device) if judge_device else device)
+    judge_methods = resolved(
+        judges or (["exact", "keyword"] if built_in else ["keyword"]),
+        words,
+        place(judge_device) if judge_device else device,
+    )
+    judge_names = [method.name for method in judge_methods]
+    chosen_judges = {method.name: method.instance for method in judge_methods}
+    methods = [*chosen_attacks, *chosen_defenses, *judge_methods]
+    refuse_unused_settings(assignments(settings), methods)
     dtype = dtype or _precision(device, built_in)
     found = loading.find_model(
         model,
@@ -145,12 +156,9 @@ def run(
         reference_harmless=reference_harmless,
         train=train,
     )
-    asks_exact = "exact" in {split(name)[0] for name in judge_names}
-    if asks_exact and not any(language.parse(b.text) for b in data.behaviors):
-        raise InputError(
-            "judge exact knows the organism's requests alone, and none of those under test is one: "
-            "give --judges keyword or another"
-        )
+    for method in methods:
+        if reason := refusal(method, data.behaviors):
+            raise InputError(reason)
     length = max_new_tokens or (64 if built_in else 256)
     common = {
         "model": model,
@@ -263,8 +271,8 @@ def train(
         raise InputError(f"{out} is there already; choose another --out")
     built_in = model == loading.BUILT_IN
     words = assignments(settings)
-    methods = _methods("defense", [reference], tier or ("demo" if built_in else "paper"), words)
-    _all_used(words, {method.base for method in methods})
+    methods = resolve_all("defense", [reference], tier or ("demo" if built_in else "paper"), words)
+    refuse_unused_settings(words, methods)
     everything = sys.maxsize  # whatever may be under test one day
     data = gather(
         model, default_n=everything, n_benign=everything, behaviors=behaviors, train=train, n=None
@@ -372,7 +380,8 @@ class _Work:
                 tflop = (target.usage.tflop - spent) / len(chunk)
                 stamped.append((attempt, seconds, tflop))
                 bar.update(attempt.step - bar.n)
-        _check_contract(attack.name, chunk, [attempt for attempt, _, _ in stamped])
+        for problem in attempt_problems(chunk, [attempt for attempt, _, _ in stamped]):
+            raise TypeError(f"attack {attack.name} breaks its contract: {problem}")
         return stamped
 
     def _answer(
@@ -484,22 +493,6 @@ class _Work:
             raise error
 
 
-def _methods(kind: Any, references: Sequence[str], tier: str, words: Any) -> list[Method]:
-    found = []
-    for reference in references:
-        method = resolve(kind, reference, tier)
-        if method.base in words:
-            method = resolve(kind, reference, tier, words[method.base])
-        found.append(method)
-    return found
-
-
-def _all_used(words: Mapping[str, Any], bases: set[str]) -> None:
-    for base in words:
-        if base not in bases:
-            raise InputError(f"--set: this run has no method {base!r}{suggestion(base, bases)}")
-
-
 def place(wanted: str | None, spread: str | None = None) -> str:
     """The device that is asked for, by default a GPU where there is one.
 
@@ -577,6 +570,7 @@ def _plan(
             header = {
                 **common,
                 "defense": defense.name,
+                "defense_base": defense.base,
                 "defense_fields": as_dict(defense.instance),
                 "defense_tier": defense.tier,
                 "defense_role": getattr(defense.instance, "role", "defense"),
@@ -609,17 +603,6 @@ def _steps(attack: Method) -> int | None:
     if not hasattr(attack.instance, "forecast"):
         return None
     return attack.instance.forecast(Lengths(1, 1, len)).steps or None
-
-
-def _check_contract(name: str, chunk: Sequence[Behavior], attempts: Sequence[Attempt]) -> None:
-    """Each (behavior, tag) ends with one final attempt, and every behavior has one."""
-    finals = [(a.behavior.id, a.tag) for a in attempts if a.final]
-    unfinished = {(a.behavior.id, a.tag) for a in attempts} - set(finals)
-    missing = {b.id for b in chunk} - {identity for identity, _ in finals}
-    foreign = {identity for identity, _ in finals} - {b.id for b in chunk}
-    if unfinished or missing or foreign or len(set(finals)) < len(finals):
-        wrong = sorted(missing | foreign | {identity for identity, _ in unfinished})
-        raise TypeError(f"attack {name} does not end each behavior with one final attempt: {wrong}")
 
 
 def _training(cache: Path, external: bool) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from robench.config import build
 from robench.errors import Failure, InputError
 from robench.identity import source_digest
-from robench.methods.registry import load_class, split
+from robench.methods.registry import load_class
 from robench.model import loading
 from robench.results.metrics import HARMFUL
 from robench.results.store import RunStore, defended_model_id
@@ -133,7 +133,7 @@ def _wearing(
     from robench.types import Context
 
     try:
-        found = load_class("defense", split(header["defense"])[0])
+        found = load_class("defense", header["defense_base"])
         defense = build(found, header["defense_fields"]) if isinstance(found, type) else found
         source = source_digest(defense)
     except InputError as error:

@@ -61,6 +61,9 @@ class Length:
 """
 
 
+NAME = "Length"  # of the judge in a file, by its class
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rejudge") / "run"
@@ -165,13 +168,13 @@ def test_a_run_of_which_nothing_could_be_scored_has_holes(length: str, tmp_path:
     asked = {"judges": [length], "settings": [f"{length}.never=true"], "out": tmp_path / "x"}
     assert run(**asked, **QUICK).holes == 2
     assert run(**asked, **QUICK).holes == 2
-    assert f"robench judge DIR --judges {length} tries again" in tables([tmp_path / "x"])
+    assert f"robench judge DIR --judges {NAME} tries again" in tables([tmp_path / "x"])
 
 
 def test_another_judge_decides_where_it_is_asked_to(folder: Path, length: str) -> None:
     judge(folder, [length], [f"{length}.most=0"])
-    text = tables([folder], judge=length)
-    assert f"judge: {length} ·" in text
+    text = tables([folder], judge=NAME)
+    assert f"judge: {NAME} ·" in text
     board = pd.read_csv(folder / "leaderboard.csv")
     assert board.loc[0, "dsr_worst"] == 0  # every reply is longer than nothing
     with pytest.raises(InputError, match=r"no judge 'keywrd' scored these runs; known"):
@@ -196,14 +199,14 @@ def test_an_interrupted_judge_goes_on_where_it_stopped(
     set_ = [f"{length}.notes={notes}"]
     with pytest.raises(KeyboardInterrupt):
         judge(folder, [length], [*set_, f"{length}.dies_after=1"])
-    known = [score for score in scores(folder, length) if score is not None]
+    known = [score for score in scores(folder, NAME) if score is not None]
     assert len(known) == len(notes.read_text().split()) == 3
     (torn,) = (path for path in folder.glob("cells/*/scores-*.jsonl") if "direct" not in str(path))
     with torn.open("ab") as file:
         file.write(b'{"row": 99, "sco')
     assert judge(folder, [length], set_) == 0
     assert len(notes.read_text().split()) == len(load_rows(folder))
-    assert None not in scores(folder, length)
+    assert None not in scores(folder, NAME)
     for line in torn.read_bytes().splitlines():
         json.loads(line)
 
@@ -218,7 +221,7 @@ def test_what_could_not_be_judged_is_unscored_and_tried_again(
     set_ = [f"{length}.fails={word}"]
     assert judge(folder, [length], set_) == failing
     written = {path: path.read_bytes() for path in folder.glob("cells/*/scores-*.jsonl")}
-    assert scores(folder, length).count(None) == failing
+    assert scores(folder, NAME).count(None) == failing
     assert judge(folder, [length], set_) == failing
     assert written == {path: path.read_bytes() for path in written}
     tables([folder])
@@ -234,7 +237,7 @@ def test_a_judge_of_the_same_name_that_is_another_is_refused(folder: Path, lengt
 def test_a_judge_that_scored_nothing_yet_may_be_corrected(folder: Path, length: str) -> None:
     assert judge(folder, [length], [f"{length}.never=true"]) == len(load_rows(folder))
     assert judge(folder, [length], [f"{length}.most=7"]) == 0
-    assert json.loads((folder / "judges.json").read_text())[length]["most"] == 7
+    assert json.loads((folder / "judges.json").read_text())[NAME]["most"] == 7
 
 
 def test_the_runs_own_judge_is_that_of_its_question_even_before_it_scored(
@@ -282,7 +285,7 @@ def test_a_folder_from_before_requests_were_kept_says_what_to_do(folder: Path) -
 def test_wrong_input_is_refused(folder: Path, tmp_path: Path) -> None:
     for references, settings, told in [
         (["keywrd"], [], "did you mean 'keyword'"),
-        (["keyword"], ["exact.x=1"], "no judge 'exact' is asked"),
+        (["keyword"], ["exact.x=1"], "this run has no method 'exact'"),
         (["keyword", "keyword"], [], "twice"),
     ]:
         with pytest.raises(InputError, match=told):
@@ -322,7 +325,8 @@ def test_a_judge_with_a_model_of_its_own_is_set_by_its_folder(folder: Path, tmp_
     text = tables([folder], judge="harmbench")
     assert "nothing could be scored" in text
     record = json.loads((folder / "judges.json").read_text())["harmbench"]
-    assert {"model", "revision", "tokens", "commit", "prompt_sha256", "source"} == set(record)
+    known = {"method", "model", "revision", "tokens", "commit", "prompt_sha256", "source"}
+    assert known == set(record)
 
 
 def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -345,8 +349,8 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> 
 def test_a_set_field_reaches_the_judge_of_a_run(tmp_path: Path, length: str) -> None:
     out = tmp_path / "out"
     run(judges=[length], settings=[f"{length}.most=0"], out=out, **QUICK)
-    assert set(scores(out, length)) == {1.0}
+    assert set(scores(out, NAME)) == {1.0}
     (header, *_), *_ = RunStore(out).cells()
-    assert header["judge_fields"][length]["most"] == 0
+    assert header["judge_fields"][NAME]["most"] == 0
     with pytest.raises(InputError, match="most = 0, not 20"):
         run(judges=[length], out=out, **QUICK)
