@@ -1,10 +1,11 @@
 """AutoDAN, a genetic search over readable prompts (Liu, Xu, Chen, Xiao, 2310.04451).
 
-A population of M templates with a place for the request; a template's score is -f, the target's
-mean cross-entropy behind the filled-in template, negative. Each generation keeps the best e M
-and breeds the rest: every few steps parents drawn by softmax(score) exchange sentences (GA), in
-the others words give way to synonyms by a momentum dictionary of word scores (HGA); with
-probability p_m a child is replaced by a prototype of the reservoir.
+A population of M templates with a placeholder for the request; a template's score is -f, the
+negative of the target's mean cross-entropy after the template with the request in it. Each
+generation keeps the best e M and breeds the rest: every few steps parents drawn by softmax(score)
+exchange sentences (GA), in the others words are replaced by synonyms according to a momentum
+dictionary of word scores (HGA); with probability p_m a child is replaced by a prototype of the
+reservoir.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robench.config import at_least
 from robench.errors import Failure
 from robench.model import ChatModel
 from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
@@ -32,19 +34,19 @@ REWRITE = (
 class AutoDAN:
     """A message around the request, found by crossover, rewording and mutation.
 
-    The final attempt is the member of least loss. Differs: the official code stops at the first
+    The final attempt is the member of lowest loss. Differs: the official code stops at the first
     sampled reply without a refusal word; here the harness judges, and loss alone decides.
     """
 
     steps: int = 100  # Liu et al., official code
     population: int = 64  # M
     elites: float = 0.1  # e, at least one member
-    crossover: float = 0.5  # p_c, of a pair to be crossed and of a word to be replaced
+    crossover: float = 0.5  # p_c, that a pair is crossed, and that a word is replaced
     points: int = 5  # of crossover, per paragraph
     mutation: float = 0.01  # p_m
     cycle: int = 5  # every cycle-th step is a GA step; 1 = all of them
     words: int = 30  # kept in the momentum dictionary; 0 = all
-    patience: int = 0  # steps without progress that end a search; 0 = none do
+    patience: int = 0  # steps without progress after which a search ends; 0 = never
     every: int = 10  # steps between recorded attempts
     lowercase: bool = False  # the request; Differs: only the official code alters it
     pool: str = ""  # JSON file of prototypes; "" = the one that ships
@@ -69,7 +71,7 @@ class AutoDAN:
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
     ) -> Iterator[Attempt]:
-        findings = genetic.search(
+        results = genetic.search(
             genetic.read_pool(self.pool, self.population),
             lambda members: losses(model, behaviors, members, self.lowercase),
             self,
@@ -78,20 +80,20 @@ class AutoDAN:
             rewriter(ctx, self.mutator) if self.mutator else None,
         )
         yield from genetic.attempts(
-            findings, behaviors, lambda text, b: filled(text, b, self.lowercase), self.every
+            results, behaviors, lambda text, b: filled(text, b, self.lowercase), self.every
         )
 
     def forecast(self, lengths: Lengths) -> Forecast:
         pool = genetic.read_pool(self.pool, self.population)
-        read = (self.steps + 1) * _tokens(pool.population, lengths)
-        return Forecast(self.steps, read, attempts=math.ceil(self.steps / self.every))
+        tokens = (self.steps + 1) * _tokens(pool.population, lengths)
+        return Forecast(self.steps, tokens, attempts=math.ceil(self.steps / self.every))
 
 
 @dataclass(frozen=True)
 class AutoDANInitial:
-    """The member of AutoDAN's first generation that has the least loss: what the search adds to.
+    """The member of lowest loss in AutoDAN's first generation: the control for its search.
 
-    The reservoir takes no part.
+    The reservoir is not used.
     """
 
     population: int = 64
@@ -107,20 +109,19 @@ class AutoDANInitial:
     }
 
     def __post_init__(self) -> None:
-        if self.population < 1:
-            raise ValueError("population must be at least 1")
+        at_least(self, 1, "population")
         genetic.read_pool(self.pool, self.population)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return Path(genetic.__file__), genetic.pool_file(self.pool)
+        return (genetic.pool_file(self.pool),)
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
     ) -> Iterator[Attempt]:
         members = [*dict.fromkeys(genetic.read_pool(self.pool, self.population).population)]
-        found = losses(model, behaviors, [members] * len(behaviors), self.lowercase)
-        for behavior, row in zip(behaviors, found, strict=True):
+        rows = losses(model, behaviors, [members] * len(behaviors), self.lowercase)
+        for behavior, row in zip(behaviors, rows, strict=True):
             best = int(row.argmin())
             prompt = filled(members[best], behavior, self.lowercase)
             yield Attempt(behavior, prompt, final=True, trace=(float(row[best]),))
@@ -131,15 +132,15 @@ class AutoDANInitial:
 
 
 def rewriter(ctx: Context, reference: str) -> genetic.Rewrite:
-    """Mutation by a helper model, which rewords the members in its own way.
+    """Mutation by a helper model, which rewords the members.
 
     Differs: the paper samples GPT-4 at temperature 1; the helper replies greedily.
 
     Raises:
-        Failure: the harness lends no helper models.
+        Failure: the harness provides no helper models.
     """
     if ctx.model is None:
-        raise Failure("a mutator needs a harness that lends helper models")
+        raise Failure("a mutator needs a harness that provides helper models")
     helper = ctx.model(reference)
 
     def rewrite(texts: Sequence[str], generator: torch.Generator) -> list[str]:
@@ -149,7 +150,7 @@ def rewriter(ctx: Context, reference: str) -> genetic.Rewrite:
 
 
 def filled(template: str, behavior: Behavior, lowercase: bool) -> Prompt:
-    """The template with the behavior's request in its place."""
+    """The template with the behavior's request in place of the placeholder."""
     request = behavior.request.lower() if lowercase else behavior.request
     return genetic.filled(template, request)
 
@@ -160,7 +161,7 @@ def losses(
     members: Sequence[Sequence[str]],
     lowercase: bool,
 ) -> list[Tensor]:
-    """The target's loss behind each of a behavior's members, all of them in one batch."""
+    """The target's loss after each member, for every behavior (members,); scored in one batch."""
     prompts, targets = [], []
     for behavior, texts in zip(behaviors, members, strict=True):
         prompts += [filled(text, behavior, lowercase) for text in texts]
@@ -169,6 +170,6 @@ def losses(
 
 
 def _tokens(templates: Sequence[str], lengths: Lengths) -> int:
-    """Tokens of one generation."""
-    own = sum(lengths.tokens(template) for template in templates)
-    return own + len(templates) * (lengths.prompt + lengths.target)
+    """Tokens that scoring one generation reads."""
+    tokens = sum(lengths.tokens(template) for template in templates)
+    return tokens + len(templates) * (lengths.prompt + lengths.target)

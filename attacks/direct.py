@@ -1,4 +1,4 @@
-"""No attack: the behavior as it is. The baseline column of every table."""
+"""No attack: the request as it is. The baseline column of every table."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Genetic search over texts: the operators on strings and the loop that several attacks share.
 
-A member is a message with one placeholder for the request. It is read as paragraphs (apart by
-blank lines) of sentences (apart by blanks behind , . ! ?). Crossover exchanges sentences, rewording
-exchanges words for synonyms that did well, mutation brings in members of a reservoir. All draws
-come from a generator per behavior, so that no behavior depends on those beside it.
+A member is a message with one placeholder for the request. It is split into paragraphs (separated
+by blank lines) of sentences (separated by spaces after , . ! ?). Crossover exchanges sentences,
+rewording replaces words by synonyms that scored well, mutation brings in members of a reservoir.
+All random numbers come from a generator per behavior, so no behavior depends on the others.
 """
 
 import json
@@ -11,16 +11,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from robench.config import at_least, within
 from robench.errors import InputError
 from robench.types import Attempt, Behavior, Prompt, user
 
 PLACEHOLDER = "[REQUEST]"
-REPLACED = 5  # words of a paragraph that one rewording replaces, at most (official code)
+MAX_REPLACED = 5  # words of a paragraph that one rewording replaces (official code)
 
 _FUNCTION_WORDS = """
     a about above after again all am an and any are as at be because been before being below
@@ -30,29 +31,29 @@ _FUNCTION_WORDS = """
     their them then there these they this those through to too under until up us very was we were
     what when where which while who whom why will with would you your
 """
-STOPWORDS = frozenset(_FUNCTION_WORDS.split())  # neither valued nor replaced
+STOPWORDS = frozenset(_FUNCTION_WORDS.split())  # have no value and are not replaced
 
 _BLANK_LINES = re.compile(r"(\n[^\S\n]*\n\s*)")
-_BEHIND_SENTENCE = re.compile(r"(?<=[,.!?])\s+")
+_AFTER_SENTENCE = re.compile(r"(?<=[,.!?])\s+")
 _WORD = re.compile(rf"{re.escape(PLACEHOLDER)}|[A-Za-z]+(?:'[a-z]+)?")
 
 
 class Pool(NamedTuple):
-    """Prototypes: those that begin, and those that mutation draws from."""
+    """Prototypes: the first generation, and those that mutation draws from."""
 
     population: list[str]
     reservoir: list[str]
 
 
 class Settings(Protocol):
-    """What a search is told; an attack passes itself."""
+    """The settings of a search: fields that an attack must have."""
 
     @property
     def steps(self) -> int: ...  # generations
     @property
-    def elites(self) -> float: ...  # the share of a population that passes unchanged
+    def elites(self) -> float: ...  # the share of a population that is kept unchanged
     @property
-    def crossover(self) -> float: ...  # p_c, of a pair to be crossed and of a word to be replaced
+    def crossover(self) -> float: ...  # p_c, that a pair is crossed, and that a word is replaced
     @property
     def points(self) -> int: ...  # cuts per paragraph
     @property
@@ -70,15 +71,15 @@ class Settings(Protocol):
     @property
     def synonyms(self) -> str: ...  # file of synonyms, "" = the one that ships
     @property
-    def patience(self) -> int: ...  # steps without progress that end a search, 0 = none do
+    def patience(self) -> int: ...  # steps without progress after which it ends, 0 = never
 
 
-# Members and a generator -> as many texts that take their place
+# Members and a generator -> as many texts that replace them
 Rewrite = Callable[[Sequence[str], torch.Generator], list[str]]
 
 
-class Found(NamedTuple):
-    """The best member of behavior `row` up to `step`; `last` when its search ends here."""
+class Result(NamedTuple):
+    """The best member of behavior `row` after `step`; `last` if its search ends here."""
 
     row: int
     step: int
@@ -94,41 +95,42 @@ def search(
     synonyms: Mapping[str, Sequence[str]],
     generators: Sequence[torch.Generator],
     rewrite: Rewrite | None = None,
-) -> Iterator[Found]:
-    """Search for every behavior at once; a finding per behavior and step, from step 0.
+) -> Iterator[Result]:
+    """Search for every behavior at once; a result per behavior and step, from step 0.
 
     Args:
         pool: the first generation, and the reservoir.
-        losses_of: losses (to be minimised) of the members of each behavior. It is asked once for
-            every behavior and step, and never twice for the same member of a behavior.
+        losses_of: losses (to be minimised) of the members of each behavior. It is called once per
+            step, and never twice with the same member of a behavior.
         settings: rates and schedule.
-        synonyms: word -> words that may take its place.
+        synonyms: word -> words that may replace it.
         generators: one per behavior.
-        rewrite: what mutation does; without it, members give way to random ones of the reservoir.
+        rewrite: the mutation; by default members are replaced by random ones of the reservoir.
     """
-    rewrite = rewrite or (lambda texts, generator: drawn(texts, pool.reservoir, generator))
+    rewrite = rewrite or (lambda texts, generator: from_reservoir(texts, pool.reservoir, generator))
     populations = [_Population(list(pool.population), generator) for generator in generators]
     for step in range(settings.steps + 1):
-        going = [row for row, population in enumerate(populations) if not population.done]
+        running = [row for row, population in enumerate(populations) if not population.done]
         if step:
-            for row in going:
+            for row in running:
                 populations[row].breed(step, rewrite, settings, synonyms)
-        wanted = [population.unknown() for population in populations]
-        for population, members, losses in zip(populations, wanted, losses_of(wanted), strict=True):
-            population.known.update(zip(members, losses.tolist(), strict=True))
-        for row in going:
-            yield populations[row].found(row, step, settings)
+        unscored = [population.unscored() for population in populations]
+        scored = zip(populations, unscored, losses_of(unscored), strict=True)
+        for population, members, losses in scored:
+            population.loss_of.update(zip(members, losses.tolist(), strict=True))
+        for row in running:
+            yield populations[row].result(row, step, settings)
 
 
 def attempts(
-    findings: Iterable[Found],
+    results: Iterable[Result],
     behaviors: Sequence[Behavior],
     filled: Callable[[str, Behavior], Prompt],
     every: int,
 ) -> Iterator[Attempt]:
-    """What of a search is recorded: each `every`-th step, and the last of each behavior."""
+    """The attempts of a search: every `every`-th step, and the last one of each behavior."""
     traces: list[list[float]] = [[] for _ in behaviors]
-    for row, step, text, loss, last in findings:
+    for row, step, text, loss, last in results:
         traces[row].append(loss)
         if last or (step and step % every == 0):
             prompt = filled(text, behaviors[row])
@@ -136,24 +138,29 @@ def attempts(
 
 
 def filled(template: str, request: str) -> Prompt:
-    """The template with the request in its place."""
+    """The template with the request in place of the placeholder."""
     return Prompt(user(template.replace(PLACEHOLDER, request)))
 
 
 class _Population:
-    """The generations of one behavior."""
+    """The generations of one behavior.
+
+    loss_of: every member ever scored, and its loss
+    words:   the momentum dictionary
+    stale:   steps without progress
+    """
 
     def __init__(self, members: list[str], generator: torch.Generator) -> None:
         self.members = members
         self.generator = generator
-        self.known: dict[str, float] = {}  # every member ever scored, and its loss
+        self.loss_of: dict[str, float] = {}
         self.words: dict[str, float] = {}
-        self.best = math.inf
+        self.lowest_loss = math.inf
         self.stale = 0
         self.done = False
 
-    def unknown(self) -> list[str]:
-        return [member for member in dict.fromkeys(self.members) if member not in self.known]
+    def unscored(self) -> list[str]:
+        return [member for member in dict.fromkeys(self.members) if member not in self.loss_of]
 
     def breed(
         self,
@@ -162,31 +169,32 @@ class _Population:
         settings: Settings,
         synonyms: Mapping[str, Sequence[str]],
     ) -> None:
-        """Replace the members by the next generation, the best of this one in front."""
-        members = sorted(self.members, key=self.known.__getitem__)
-        scores = -torch.tensor([self.known[member] for member in members], dtype=torch.float64)
-        kept = max(1, int(settings.elites * len(members)))
+        """Replace the members by the next generation, which begins with the best of this one."""
+        members = sorted(self.members, key=self.loss_of.__getitem__)
+        scores = -torch.tensor([self.loss_of[member] for member in members], dtype=torch.float64)
+        elites = max(1, int(settings.elites * len(members)))
         generator = self.generator
         if (step - 1) % settings.cycle == 0:
-            parents = [members[i] for i in roulette(scores, len(members) - kept, generator)]
+            parents = [members[i] for i in roulette(scores, len(members) - elites, generator)]
             offspring = mate(parents, settings.crossover, settings.points, generator)
         else:
-            self.words = valued(self.words, members, scores.tolist(), settings.words)
+            self.words = word_values(self.words, members, scores.tolist(), settings.words)
             offspring = [
                 reword(member, self.words, synonyms, settings.crossover, generator)
-                for member in members[kept:]
+                for member in members[elites:]
             ]
-        self.members = members[:kept] + mutate(offspring, rewrite, settings.mutation, generator)
+        self.members = members[:elites] + mutate(offspring, rewrite, settings.mutation, generator)
 
-    def found(self, row: int, step: int, settings: Settings) -> Found:
-        text = min(self.members, key=self.known.__getitem__)
-        broken = any(math.isnan(self.known[member]) for member in self.members)
-        loss = math.nan if broken else self.known[text]
-        self.stale = 0 if loss < self.best else self.stale + 1
-        self.best = loss
-        patient = not settings.patience or self.stale < settings.patience
-        self.done = broken or not patient or step == settings.steps
-        return Found(row, step, text, loss, self.done)
+    def result(self, row: int, step: int, settings: Settings) -> Result:
+        """The best member of this generation; ends the search where it is due."""
+        text = min(self.members, key=self.loss_of.__getitem__)
+        has_nan = any(math.isnan(self.loss_of[member]) for member in self.members)
+        loss = math.nan if has_nan else self.loss_of[text]
+        self.stale = 0 if loss < self.lowest_loss else self.stale + 1
+        self.lowest_loss = loss
+        out_of_patience = 0 < settings.patience <= self.stale
+        self.done = has_nan or out_of_patience or step == settings.steps
+        return Result(row, step, text, loss, self.done)
 
 
 def roulette(scores: Tensor, draws: int, generator: torch.Generator) -> list[int]:
@@ -198,7 +206,7 @@ def roulette(scores: Tensor, draws: int, generator: torch.Generator) -> list[int
 def mate(
     parents: Sequence[str], chance: float, points: int, generator: torch.Generator
 ) -> list[str]:
-    """As many children as parents: consecutive pairs, crossed with a chance, otherwise copied."""
+    """As many children as parents: each pair crossed with probability `chance`, else copied."""
     children = list(parents)
     for i in range(0, len(parents) - 1, 2):
         if _happens(chance, generator):
@@ -207,25 +215,25 @@ def mate(
 
 
 def cross(one: str, other: str, points: int, generator: torch.Generator) -> tuple[str, str]:
-    """Multi-point crossover: two children, which take turns in their parents' sentences.
+    """Multi-point crossover of sentences: two children.
 
-    Each pair of paragraphs is cut at `points` places that both have, fewer where they are short;
-    a fair coin per segment says whether it changes sides. Paragraphs that only one parent has are
-    dropped.
+    Each pair of paragraphs is cut after the same sentences, at `points` places or as many as there
+    are; a fair coin per segment decides whether the children swap it. Paragraphs that only one
+    parent has are dropped.
 
-    Differs: a child that has not exactly one placeholder is refused, and its parent stays; the
-    official code lets the request get lost.
+    Differs: a child without exactly one placeholder is rejected, and its parent kept; in the
+    official code the request may get lost.
     """
     children: tuple[list[str], list[str]] = ([], [])
     for a, b in zip(sentences(one), sentences(other), strict=False):
         places = min(len(a), len(b)) - 1
         cuts = sorted((torch.randperm(places, generator=generator)[:points] + 1).tolist())
         coins = torch.randint(2, (len(cuts) + 1,), generator=generator).tolist()
-        mixed: tuple[list[str], list[str]] = ([], [])
+        paragraphs: tuple[list[str], list[str]] = ([], [])
         for start, stop, coin in zip([0, *cuts], [*cuts, None], coins, strict=True):
-            mixed[coin].extend(a[start:stop])
-            mixed[1 - coin].extend(b[start:stop])
-        for child, paragraph in zip(children, mixed, strict=True):
+            paragraphs[coin].extend(a[start:stop])
+            paragraphs[1 - coin].extend(b[start:stop])
+        for child, paragraph in zip(children, paragraphs, strict=True):
             child.append(" ".join(paragraph))
     first, second = ("\n\n".join(child) for child in children)
     return (
@@ -237,13 +245,13 @@ def cross(one: str, other: str, points: int, generator: torch.Generator) -> tupl
 def sentences(text: str) -> list[list[str]]:
     """The sentences of each paragraph; every paragraph has at least one."""
     paragraphs = _BLANK_LINES.sub("\n\n", text.strip()).split("\n\n")
-    return [_BEHIND_SENTENCE.split(paragraph) for paragraph in paragraphs]
+    return [_AFTER_SENTENCE.split(paragraph) for paragraph in paragraphs]
 
 
 def mutate(
     members: Sequence[str], rewrite: Rewrite, chance: float, generator: torch.Generator
 ) -> list[str]:
-    """Rewrite members, each with a chance; one that would lose its placeholder stays as it is."""
+    """Rewrite members with probability `chance`; one that would lose its placeholder is kept."""
     hits = (torch.rand(len(members), generator=generator) < chance).nonzero().flatten().tolist()
     mutated = list(members)
     if hits:
@@ -253,27 +261,29 @@ def mutate(
     return mutated
 
 
-def drawn(texts: Sequence[str], reservoir: Sequence[str], generator: torch.Generator) -> list[str]:
+def from_reservoir(
+    texts: Sequence[str], reservoir: Sequence[str], generator: torch.Generator
+) -> list[str]:
     """A random text of the reservoir for each: what the official code does without an API key."""
     return [reservoir[_below(len(reservoir), generator)] for _ in texts]
 
 
-def valued(
+def word_values(
     words: Mapping[str, float], members: Sequence[str], scores: Sequence[float], top: int
 ) -> dict[str, float]:
-    """The momentum dictionary: word -> value, best first, the `top` best of them (0 = all).
+    """The momentum dictionary: word -> value, sorted, the `top` best of them (0 = all).
 
-    A word's value is the mean score of the members with it, halfway between that and its former
-    value where it has one.
+    A word's value is the mean score of the members that contain it, averaged with its previous
+    value if it has one.
     """
-    heard: dict[str, list[float]] = {}
+    scores_of: dict[str, list[float]] = {}
     for member, score in zip(members, scores, strict=True):
-        found = {word.lower() for word in _WORD.findall(member) if word != PLACEHOLDER}
-        for word in found - STOPWORDS:
-            heard.setdefault(word, []).append(score)
+        in_member = {word.lower() for word in _WORD.findall(member) if word != PLACEHOLDER}
+        for word in in_member - STOPWORDS:
+            scores_of.setdefault(word, []).append(score)
     values = dict(words)
-    for word, seen in heard.items():
-        mean = sum(seen) / len(seen)
+    for word, word_scores in scores_of.items():
+        mean = sum(word_scores) / len(word_scores)
         values[word] = (values[word] + mean) / 2 if word in values else mean
     best = sorted(values, key=lambda word: (-values[word], word))
     return {word: values[word] for word in (best[:top] if top else best)}
@@ -286,65 +296,59 @@ def reword(
     chance: float,
     generator: torch.Generator,
 ) -> str:
-    """Replace words, each with a chance, by a synonym drawn in proportion to its value.
+    """Replace words, each with probability `chance`, by synonyms drawn in proportion to value.
 
-    The word itself takes part; values count from the least among the candidates, and those that
-    the dictionary lacks have the least. Stopwords and the placeholder stay.
+    The word itself is a candidate. Values are measured from the lowest of the candidates; those
+    that are not in the dictionary have its lowest value. Stopwords and the placeholder are kept.
 
-    Differs: the official code replaces a word also where the chance p_c says no, and then values
-    unseen synonyms at 0, the best of all scores, as these are negative.
+    Differs: the official code replaces a word also when p_c decides against it, and then gives
+    unseen synonyms the value 0, the best of all, as scores are negative.
     """
-    least = min(words.values(), default=0.0)
-    left = REPLACED
+    lowest = min(words.values(), default=0.0)
+    remaining = MAX_REPLACED
 
-    def other(match: re.Match[str]) -> str:
-        nonlocal left
+    def replacement(match: re.Match[str]) -> str:
+        nonlocal remaining
         word = match[0].lower()
-        if not left or word in STOPWORDS or word not in synonyms:
+        if not remaining or word in STOPWORDS or word not in synonyms:
             return match[0]
         candidates = [word, *synonyms[word]]
-        values = [words.get(candidate, least) for candidate in candidates]
+        values = [words.get(candidate, lowest) for candidate in candidates]
         weights = torch.tensor([value - min(values) for value in values])
         if not weights.any() or not _happens(chance, generator):
             return match[0]
-        chosen = candidates[int(torch.multinomial(weights, 1, generator=generator))]
-        if chosen == word:
+        synonym = candidates[int(torch.multinomial(weights, 1, generator=generator))]
+        if synonym == word:
             return match[0]
-        left -= 1
-        return chosen.title() if match[0].istitle() else chosen
+        remaining -= 1
+        return synonym.title() if match[0].istitle() else synonym
 
     parts = []
     for part in _BLANK_LINES.split(text):
-        left = REPLACED
-        parts.append(_WORD.sub(other, part))
+        remaining = MAX_REPLACED
+        parts.append(_WORD.sub(replacement, part))
     return "".join(parts)
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuse settings out of range, and files that cannot be used.
+    """Check the ranges of the settings and that the files can be used.
 
     Raises:
         ValueError: names the setting and its range.
         InputError: names the file and what is wrong with it.
     """
-    for name, least in (("steps", 1), ("population", 2), ("cycle", 1), ("every", 1)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} must be at least {least}")
-    for name in ("points", "words", "patience"):
-        if getattr(settings, name) < 0:
-            raise ValueError(f"{name} must not be negative")
-    for name in ("crossover", "mutation"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"{name} must be in [0, 1]")
-    if not 0 <= settings.elites < 1:
-        raise ValueError("elites must be in [0, 1)")
+    at_least(settings, 1, "steps", "cycle", "every")
+    at_least(settings, 2, "population")
+    at_least(settings, 0, "points", "words", "patience")
+    within(settings, "[0, 1]", "crossover", "mutation")
+    within(settings, "[0, 1)", "elites")
     read_pool(settings.pool, settings.population)
     read_synonyms(settings.synonyms)
 
 
 def files(settings: Settings) -> tuple[Path, ...]:
-    """What a search depends on besides the attack's own file."""
-    return Path(__file__), pool_file(settings.pool), synonyms_file(settings.synonyms)
+    """The data files that a search depends on."""
+    return pool_file(settings.pool), synonyms_file(settings.synonyms)
 
 
 def pool_file(path: str) -> Path:
@@ -358,45 +362,49 @@ def synonyms_file(path: str) -> Path:
 
 
 def read_pool(path: str, size: int) -> Pool:
-    """The first `size` prototypes of a pool; the reservoir is its own, or else what is left.
+    """The first `size` prototypes of a pool; the reservoir is its own, or the other prototypes.
 
     The file is JSON: {"population": [texts], "reservoir": [texts]}, each text with the placeholder
     once. "" is the pool that ships.
 
-    Differs: the official code asks for more prototypes than members; here a short pool repeats.
+    Differs: the official code needs more prototypes than members; here a short pool repeats.
 
     Raises:
-        InputError: the file cannot be read, lacks prototypes, or one has not one placeholder.
+        InputError: the file cannot be read, lacks prototypes, or one of them does not have exactly
+            one placeholder.
     """
     file = pool_file(path)
     try:
-        found = json.loads(_text(file, "pool"))
+        content = json.loads(_text(file, "pool"))
     except json.JSONDecodeError as error:
         raise InputError(f"the pool {file} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InputError(f'the pool {file} must be {{"population": [...], "reservoir": [...]}}')
-    parts = []
-    for part in ("population", "reservoir"):
-        texts = found.get(part, [])
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"the pool {file}: {part} must be a list of texts")
-        for number, text in enumerate(texts, start=1):
-            if text.count(PLACEHOLDER) != 1:
-                raise InputError(
-                    f"the pool {file}: {part} text {number} must have {PLACEHOLDER} once"
-                )
-        parts.append(texts)
-    population, reservoir = parts
+    population, reservoir = (
+        _prototypes(content.get(part, []), f"the pool {file}: {part}")
+        for part in ("population", "reservoir")
+    )
     if not population:
         raise InputError(f"the pool {file} has no population")
     reservoir = reservoir or population[size:]
     if not reservoir:
-        raise InputError(f"the pool {file} has no reservoir: add one, or texts beyond {size}")
+        raise InputError(
+            f"the pool {file} has no reservoir: add one, or more than {size} texts of population"
+        )
     return Pool([population[i % len(population)] for i in range(size)], reservoir)
 
 
+def _prototypes(texts: Any, what: str) -> list[str]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{what} must be a list of texts")
+    for number, text in enumerate(texts, start=1):
+        if text.count(PLACEHOLDER) != 1:
+            raise InputError(f"{what} text {number} must have {PLACEHOLDER} once")
+    return texts
+
+
 def read_synonyms(path: str) -> dict[str, list[str]]:
-    """Word -> its synonyms, from a file with a group of them per line; "" is what ships.
+    """Word -> its synonyms, from a file with a group of them per line; "" is the one that ships.
 
     Raises:
         InputError: the file cannot be read, or no line has two words.

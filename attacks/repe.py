@@ -1,8 +1,8 @@
 """RepE, representation engineering (Zou, Phan, Chen, Campbell, et al., 2310.01405).
 
 A direction u per layer is read from the states of harmful and harmless instructions at their last
-token, and added with strength alpha while the model reads and replies, so that a harmful request
-looks harmless to it:
+token, and added with strength alpha while the model reads the prompt and replies, so that a harmful
+request is represented as a harmless one:
 
     h_l <- h_l + alpha u_l,   u_l = +-PC1 of randomly ordered pair differences, towards harmless
 """
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robench.config import at_least, not_empty
 from robench.model import ChatModel
 from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
 
-from .steering import ROLES, Positions, among, best, forecast, read
+from .steering import ROLES, Positions, best, forecast, has_role, read_references
 
 Reading = Literal["pca", "mean_difference", "cluster_mean"]
 
@@ -29,15 +30,15 @@ Reading = Literal["pca", "mean_difference", "cluster_mean"]
 class RepE:
     """One vector per layer, the same for all behaviors.
 
-    `layers`, `strength` and `positions` are grids: where more than one setting results, the one
-    that breaks most `tune` behaviors is taken, of equals the weakest.
+    `layers`, `strength` and `positions` are grids: of several settings the one that breaks most
+    `tune` behaviors is chosen, of equals the weakest.
     """
 
     # cluster_mean is the difference of means itself, mean_difference its unit vector
     reading: Reading = "pca"
-    # each entry layer numbers, or a range of depths; this is the 7B notebook's
+    # each entry is layer numbers or a range of depth fractions; this is the 7B notebook's
     layers: tuple[tuple[int, ...] | tuple[float, float], ...] = ((0.34, 0.47),)
-    strength: tuple[float, ...] = (4.0,)  # alpha; 0 leaves the model alone
+    strength: tuple[float, ...] = (4.0,)  # alpha; 0 does not change the model
     # absolute: alpha times the direction as read; relative: in units of the layer's mean norm
     scale: Literal["absolute", "relative"] = "absolute"
     positions: tuple[Positions, ...] = ("all",)
@@ -63,63 +64,58 @@ class RepE:
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name in ("layers", "strength", "positions"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must not be empty")
-        for layers in self.layers:
-            if not layers:
-                raise ValueError("an entry of layers must not be empty")
-        if min(self.strength) < 0:
-            raise ValueError("strength must not be negative")
-        if self.pairs < 1:
-            raise ValueError("pairs must be at least 1")
+        not_empty(self, "layers", "strength", "positions")
+        if not all(self.layers):
+            raise ValueError("an entry of layers must not be empty")
+        at_least(self, 0, "strength")
+        at_least(self, 1, "pairs")
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
     ) -> Iterator[Attempt]:
         settings = [
-            Setting(strength, tuple(model.numbered(layers)), positions)
+            Setting(strength, tuple(model.layer_numbers(layers)), positions)
             for strength, layers, positions in product(
                 sorted(self.strength), self.layers, self.positions
             )
         ]
 
-        def fitted() -> Mapping[str, Tensor]:
+        def fit() -> Mapping[str, Tensor]:
             direction = self._direction(model, settings, ctx)
             edits = [setting.edits(direction) for setting in settings]
             return {"direction": direction, "chosen": torch.tensor(best(model, edits, ctx))}
 
-        known = ctx.memo("repe", fitted)
-        edits = settings[int(known["chosen"])].edits(known["direction"])
+        memo = ctx.memo("repe", fit)
+        edits = settings[int(memo["chosen"])].edits(memo["direction"])
         tries = len(settings) if len(settings) > 1 else 0
         for behavior in behaviors:
             prompt = Prompt(user(behavior.request), edits=edits)
             yield Attempt(behavior, prompt, final=True, tries=tries)
 
     def forecast(self, lengths: Lengths) -> Forecast:
-        """At most, with as many layers as there are."""
+        """An upper bound, as if all layers were edited."""
         settings = len(self.strength) * len(self.layers) * len(self.positions)
         return forecast(lengths, self.pairs, settings, lengths.depth)
 
     def _direction(self, model: ChatModel, settings: Sequence["Setting"], ctx: Context) -> Tensor:
-        """What strength 1 adds (L+1, d), in fp32."""
-        harmful, harmless = read(model, ctx, self.pairs, self.transfer)
+        """The vectors (L+1, d) that strength 1 adds, in fp32."""
+        harmful, harmless = read_references(model, ctx, self.pairs, self.transfer)
         swapped = torch.rand(len(harmful), generator=ctx.rng("repe")) < 0.5
-        found = directions(self.reading, harmful, harmless, swapped)
+        direction = directions(self.reading, harmful, harmless, swapped)
         if self.reading == "pca":
             means = directions("mean_difference", harmful, harmless, swapped)
-            agreement = functional.cosine_similarity(found, means, dim=1)
-            apart = {l for s in settings for l in s.layers if agreement[l].abs() <= 0.8}
-            if apart:
+            agreement = functional.cosine_similarity(direction, means, dim=1)
+            weak = {l for s in settings for l in s.layers if agreement[l].abs() <= 0.8}
+            if weak:
                 warnings.warn(
-                    "repe: the principal component and the difference of means are not alike "
-                    f"(|cos| <= 0.8) at layers {sorted(apart)}: the reading may be of little use",
+                    "repe: the principal component and the difference of means differ "
+                    f"(|cos| <= 0.8) at layers {sorted(weak)}: the directions may be of little use",
                     stacklevel=2,
                 )
         if self.scale == "relative":
             norm = torch.cat([harmful, harmless]).norm(dim=2).mean(0)
-            found = functional.normalize(found, dim=1) * norm[:, None]
-        return found.float()
+            direction = functional.normalize(direction, dim=1) * norm[:, None]
+        return direction.float()
 
 
 class Setting(NamedTuple):
@@ -130,7 +126,7 @@ class Setting(NamedTuple):
     positions: Positions
 
     def edits(self, direction: Tensor) -> tuple["AddVector", ...]:
-        """The edits of this setting; none at strength 0, which is the base exactly."""
+        """The edits of this setting; none at strength 0, which is exactly the unedited model."""
         if self.strength == 0:
             return ()
         roles = ROLES[self.positions]
@@ -146,17 +142,18 @@ class AddVector:
     roles: tuple[int, ...]
 
     def __call__(self, h: Tensor, role: Tensor) -> Tensor:
-        return torch.where(among(role, self.roles), h + self.vector.to(h.device), h)
+        return torch.where(has_role(role, self.roles), h + self.vector.to(h.device), h)
 
 
 def directions(reading: Reading, harmful: Tensor, harmless: Tensor, swapped: Tensor) -> Tensor:
     """The direction from harmful to harmless of each layer (layers, d), in fp64.
 
-    pca: the first principal component of the pairs' differences, which PCA centres. Pairs in a
-    constant order would lose with their mean all that tells the two kinds apart, hence `swapped`.
-    Its sign: in most pairs the harmless state lies further along it.
+    pca: the first principal component of the pairs' differences, which PCA centres. If all pairs
+    had the same order, the centring would remove what distinguishes the two kinds, hence `swapped`.
+    Its sign is such that in most pairs the harmless state lies further along it.
 
     Args:
+        reading: how the direction is computed.
         harmful, harmless: paired states (n, layers, d).
         swapped: (n,) True at the pairs that are subtracted the other way round.
     """

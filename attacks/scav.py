@@ -1,12 +1,12 @@
 """SCAV, safety concept activation vectors (Xu, Huang, Chen, Wang, 2404.12038).
 
-A linear probe per layer tells harmful from harmless instructions, P_m(e) = sigmoid(w . e + b). In
-every layer whose probe is right on more than P1 of held-out instructions, and wherever P_m(e) >
-P0, the state moves by the smallest shift that takes it to P0:
+A linear probe per layer separates harmful from harmless instructions, P_m(e) = sigmoid(w . e + b).
+In every layer whose probe is right on more than P1 of held-out instructions, and wherever P_m(e) >
+P0, the state is moved by the smallest shift that takes it to P0:
 
     e <- e + eps v,   v = w / |w|,   eps = 1[P_m(e) > P0] (logit(P0) - b - w . e) / |w|
 
-Later layers see what the earlier ones left.
+Later layers receive the states that were shifted in earlier ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robench.config import at_least, not_empty, within
 from robench.model import ChatModel, Probes, perturbation, perturbation_norms
 from robench.types import Attempt, Behavior, Context, Edit, Forecast, Lengths, Prompt, user
 
-from .steering import ROLES, Positions, among, best, forecast, probes, read
+from .steering import ROLES, Positions, best, fit_layer_probes, forecast, has_role, read_references
 
-WEAK = "below-p1"  # the tag of attempts where no probe was accurate enough: the best one acts
+WEAK = "below-p1"  # tag of attempts for which no probe was accurate enough: the best one is used
 
 
 @dataclass(frozen=True)
 class SCAV:
     """Closed-form shifts against linear probes.
 
-    `p0` is a grid: where it has more than one value, the one that breaks most `tune` behaviors is
-    taken, of equals the largest.
+    `p0` is a grid: of several values the one that breaks most `tune` behaviors is chosen, of equals
+    the largest.
     """
 
     p0: tuple[float, ...] = (1e-4,)  # 1e-3 in the published code
@@ -47,12 +48,9 @@ class SCAV:
     }
 
     def __post_init__(self) -> None:
-        if not self.p0:
-            raise ValueError("p0 must not be empty")
-        if not all(0 < p < 1 for p in (*self.p0, self.p1)):
-            raise ValueError("p0 and p1 must be in (0, 1)")
-        if self.pairs < 1:
-            raise ValueError("pairs must be at least 1")
+        not_empty(self, "p0")
+        within(self, "(0, 1)", "p0", "p1")
+        at_least(self, 1, "pairs")
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
@@ -60,15 +58,15 @@ class SCAV:
         yield from steered(self, model, behaviors, ctx, random=False)
 
     def forecast(self, lengths: Lengths) -> Forecast:
-        """At most, with as many layers as there are."""
+        """An upper bound, as if all layers were edited."""
         return forecast(lengths, self.pairs, len(self.p0), lengths.depth)
 
 
 @dataclass(frozen=True)
 class SCAVRandom:
-    """The control: shifts as long as SCAV's, at P0 as SCAV chooses it, along random directions.
+    """The control: shifts of SCAV's norms, at the P0 that SCAV chooses, along random directions.
 
-    Where it breaks a model as often as SCAV does, the size of the shift did it, not the direction.
+    If it breaks a model as often as SCAV does, the size of the shift did it, not the direction.
     """
 
     p0: tuple[float, ...] = (1e-4,)  # all fields as for scav
@@ -90,7 +88,7 @@ class SCAVRandom:
         yield from steered(SCAV(**vars(self)), model, behaviors, ctx, random=True)
 
     def forecast(self, lengths: Lengths) -> Forecast:
-        """As SCAV's; each shift has a direction more."""
+        """As SCAV's; each shift has another vector, its direction."""
         return forecast(lengths, self.pairs, len(self.p0), 2 * lengths.depth)
 
 
@@ -100,57 +98,61 @@ def steered(
     """An attempt per behavior with the shifts of `settings`, fitted and tuned once.
 
     Args:
-        random: whether the shifts, once chosen, go along random directions.
+        settings: of the attack.
+        model: the model under attack.
+        behaviors: those that are attacked.
+        ctx: provides references, tuning behaviors and the tuning judge.
+        random: whether the shifts, once chosen, are made along random directions.
     """
     grid = sorted(settings.p0, reverse=True)
     roles = ROLES[settings.positions]
 
-    def shifts(found: Probes, p0: float) -> tuple[Shift, ...]:
+    def shifts(probes: Probes, p0: float) -> tuple[Shift, ...]:
         return tuple(
-            Shift(l, found.weight[l], float(found.bias[l]), p0, roles)
-            for l in active(found.accuracy, settings.p1)
+            Shift(l, probes.weight[l], float(probes.bias[l]), p0, roles)
+            for l in active_layers(probes.accuracy, settings.p1)
         )
 
-    def fitted() -> Mapping[str, Tensor]:
-        found = probes(*read(model, ctx, settings.pairs, settings.transfer))
-        chosen = best(model, [shifts(found, p0) for p0 in grid], ctx)
-        return {**found._asdict(), "chosen": torch.tensor(chosen)}
+    def fit() -> Mapping[str, Tensor]:
+        probes = fit_layer_probes(*read_references(model, ctx, settings.pairs, settings.transfer))
+        chosen = best(model, [shifts(probes, p0) for p0 in grid], ctx)
+        return {**probes._asdict(), "chosen": torch.tensor(chosen)}
 
-    known = ctx.memo("scav", fitted)
-    found = Probes(known["weight"], known["bias"], known["accuracy"])
-    chosen: tuple[Edit, ...] = shifts(found, grid[int(known["chosen"])])
-    weak = bool(found.accuracy[chosen[0].layer] <= settings.p1)
+    memo = ctx.memo("scav", fit)
+    probes = Probes(memo["weight"], memo["bias"], memo["accuracy"])
+    edits: tuple[Edit, ...] = shifts(probes, grid[int(memo["chosen"])])
+    weak = bool(probes.accuracy[edits[0].layer] <= settings.p1)
     if random:
-        chosen = tuple(
+        edits = tuple(
             RandomShift(
-                **vars(shift), along=_unit(model.width, ctx.rng("scav_random", shift.layer))
+                **vars(shift), along=_random_unit(model.width, ctx.rng("scav_random", shift.layer))
             )
-            for shift in chosen
+            for shift in edits
         )
     for behavior in behaviors:
         yield Attempt(
             behavior,
-            Prompt(user(behavior.request), edits=chosen),
+            Prompt(user(behavior.request), edits=edits),
             tag=WEAK if weak else "",
             final=True,
             tries=len(grid) if len(grid) > 1 else 0,
         )
 
 
-def active(accuracy: Tensor, p1: float) -> list[int]:
-    """The layers 1..L more accurate than P1, the most accurate one where none is.
+def active_layers(accuracy: Tensor, p1: float) -> list[int]:
+    """The layers 1..L whose probes are more accurate than P1, or the most accurate one.
 
     Differs: probe l acts on the output of block l, on which it was fitted; the published code
     fits on the block's input and shifts its output.
     """
     layers = range(1, len(accuracy))
-    chosen = [l for l in layers if accuracy[l] > p1]
-    return chosen or [max(layers, key=lambda l: float(accuracy[l]))]
+    accurate = [l for l in layers if accuracy[l] > p1]
+    return accurate or [max(layers, key=lambda l: float(accuracy[l]))]
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Takes states to P0 by the smallest shift at the positions whose role is one of `roles`."""
+    """Moves states to P0 by the smallest shift, at the positions whose role is one of `roles`."""
 
     layer: int
     weight: Tensor
@@ -160,12 +162,12 @@ class Shift:
 
     def __call__(self, h: Tensor, role: Tensor) -> Tensor:
         shift = perturbation(h.flatten(0, 1), self.weight, self.bias, self.p0).view_as(h)
-        return torch.where(among(role, self.roles) & (shift != 0), h + shift, h)
+        return torch.where(has_role(role, self.roles) & (shift != 0), h + shift, h)
 
 
 @dataclass(frozen=True)
 class RandomShift:
-    """Where `Shift` would act, moves states as far along a unit vector (d,)."""
+    """Moves states by the norm of the corresponding `Shift`, but along a unit vector (d,)."""
 
     layer: int
     weight: Tensor
@@ -175,13 +177,12 @@ class RandomShift:
     along: Tensor
 
     def __call__(self, h: Tensor, role: Tensor) -> Tensor:
-        length = perturbation_norms(h.flatten(0, 1), self.weight, self.bias, self.p0).view(
-            *h.shape[:2], 1
-        )
-        moved = h + length * self.along.to(h.device)
-        return torch.where(among(role, self.roles) & (length > 0), moved, h)
+        norms = perturbation_norms(h.flatten(0, 1), self.weight, self.bias, self.p0)
+        norms = norms.view(*h.shape[:2], 1)
+        moved = h + norms * self.along.to(h.device)
+        return torch.where(has_role(role, self.roles) & (norms > 0), moved, h)
 
 
-def _unit(width: int, rng: torch.Generator) -> Tensor:
+def _random_unit(width: int, rng: torch.Generator) -> Tensor:
     """A random unit vector (d,)."""
     return functional.normalize(torch.randn(width, generator=rng), dim=0)

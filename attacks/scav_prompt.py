@@ -1,7 +1,7 @@
 """SCAV by prompt (Xu, Huang, Chen, Wang, 2404.12038): AutoDAN's search with another fitness.
 
 With P_m the probe of the last layer L, e_S the state at the last token of the attacked prompt and
-e_0 that of the plain request, a template S is the better, the smaller
+e_0 that of the plain request, the search minimises over templates S
 
     J(S) = P_m(e_S) |e_S - e_0|_2
 
@@ -18,19 +18,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robench.config import at_least
 from robench.model import ChatModel
 from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
 
 from . import genetic
-from .steering import probes, read
+from .steering import fit_layer_probes, read_references
 
 
 @dataclass(frozen=True)
 class SCAVPrompt:
-    """A message around the request that the last layer's probe takes for harmless.
+    """A message around the request that the last layer's probe classifies as harmless.
 
-    The final attempt is the member of least fitness. Fields from `steps` to `synonyms` as for
-    autodan, with the settings of SCAV's code.
+    The final attempt is the member with the lowest J. Fields from `steps` to `synonyms` as for
+    autodan, with the defaults of SCAV's code.
     """
 
     steps: int = 100
@@ -55,8 +56,7 @@ class SCAVPrompt:
     }
 
     def __post_init__(self) -> None:
-        if self.pairs < 1:
-            raise ValueError("pairs must be at least 1")
+        at_least(self, 1, "pairs")
         genetic.check_settings(self)
 
     @property
@@ -66,7 +66,7 @@ class SCAVPrompt:
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
     ) -> Iterator[Attempt]:
-        known = ctx.memo("scav_prompt", lambda: self._fit(model, ctx))
+        probe = ctx.memo("scav_prompt", lambda: self._fit(model, ctx))
         plain = model.hidden([Prompt(user(b.request)) for b in behaviors])[:, -1]
 
         def losses(members: Sequence[Sequence[str]]) -> list[Tensor]:
@@ -80,34 +80,34 @@ class SCAVPrompt:
                 return [torch.empty(0) for _ in behaviors]
             states = model.hidden(prompts)[:, -1]
             origin = plain.repeat_interleave(torch.tensor(counts), dim=0)
-            return list(fitness(states, origin, known["weight"], known["bias"]).split(counts))
+            return list(fitness(states, origin, probe["weight"], probe["bias"]).split(counts))
 
-        findings = genetic.search(
+        results = genetic.search(
             genetic.read_pool(self.pool, self.population),
             losses,
             self,
             genetic.read_synonyms(self.synonyms),
             [ctx.rng("scav_prompt", b.id) for b in behaviors],
         )
-        yield from genetic.attempts(findings, behaviors, filled, self.every)
+        yield from genetic.attempts(results, behaviors, filled, self.every)
 
     def forecast(self, lengths: Lengths) -> Forecast:
         members = genetic.read_pool(self.pool, self.population).population
-        read_once = sum(lengths.tokens(text) + lengths.prompt for text in members)
+        tokens = sum(lengths.tokens(text) + lengths.prompt for text in members)
         attempts = math.ceil(self.steps / self.every)
-        return Forecast(self.steps, (self.steps + 1) * read_once, attempts=attempts)
+        return Forecast(self.steps, (self.steps + 1) * tokens, attempts=attempts)
 
     def _fit(self, model: ChatModel, ctx: Context) -> Mapping[str, Tensor]:
-        found = probes(*read(model, ctx, self.pairs, self.transfer))
-        return {"weight": found.weight[-1], "bias": found.bias[-1]}
+        probes = fit_layer_probes(*read_references(model, ctx, self.pairs, self.transfer))
+        return {"weight": probes.weight[-1], "bias": probes.bias[-1]}
 
 
 def filled(template: str, behavior: Behavior) -> Prompt:
-    """The template with the behavior's request in its place."""
+    """The template with the behavior's request in place of the placeholder."""
     return genetic.filled(template, behavior.request)
 
 
 def fitness(states: Tensor, origin: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """J (n,) of states (n, d) that came from origin (n, d), for a probe (d,) and its bias."""
+    """J (n,) of states (n, d) with plain states `origin` (n, d), for a probe (d,) and its bias."""
     harmful = torch.sigmoid(states.double() @ weight.double() + bias.double())
     return (harmful * (states - origin).double().norm(dim=1)).float()

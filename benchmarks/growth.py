@@ -25,7 +25,7 @@ from benchmarks.models import ask, asked
 from benchmarks.recording import record
 from robench import organism
 from robench.model.chat_model import ChatModel
-from robench.model.hooks import truncated
+from robench.model.hooks import first_blocks_only
 from robench.types import GAP, user
 
 BASE = {"behaviors": 4, "width": 256, "suffix": 10, "target": 10}
@@ -101,7 +101,7 @@ def candidate_pass(model: ChatModel, size: dict[str, int], repeats: int) -> tupl
 def shallow(network: Any, blocks: int) -> Iterator[None]:
     """The network with its first blocks only."""
     config, whole = network.config, network.config.num_hidden_layers
-    with truncated(network, blocks):
+    with first_blocks_only(network, blocks):
         config.num_hidden_layers = blocks
         try:
             yield

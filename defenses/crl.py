@@ -117,7 +117,7 @@ class CRLPlain:
     @contextmanager
     def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
         # one block more than the last target layer, as released: the KL alone trains it
-        highest = min(model.numbered(self.unsafe_layers)[-1] + 1, model.depth)
+        highest = min(model.layer_numbers(self.unsafe_layers)[-1] + 1, model.depth)
         recipe = Recipe.of(self, highest)
 
         def objective(wearing: ChatModel) -> Triplets:
@@ -189,8 +189,8 @@ class Triplets:
 
     def __init__(self, settings: CRLPlain, model: ChatModel, ctx: Context) -> None:
         self.settings, self.model = settings, model
-        safe = model.numbered(settings.safe_layers)
-        unsafe = model.numbered(settings.unsafe_layers)
+        safe = model.layer_numbers(settings.safe_layers)
+        unsafe = model.layer_numbers(settings.unsafe_layers)
         self.layers = sorted({*safe, *unsafe})
         self.safe_at = [self.layers.index(layer) for layer in safe]
         self.unsafe_at = [self.layers.index(layer) for layer in unsafe]

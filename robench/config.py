@@ -1,4 +1,4 @@
-"""Dataclasses in, dataclasses out: the settings of a method from presets and `key=value` words.
+"""The settings of a method: built from presets and `key=value` arguments, checked, hashed.
 
 One frozen dataclass is a method's defaults, documentation, schema, record and hash. Nothing here
 imports torch.
@@ -8,9 +8,10 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -24,11 +25,11 @@ def build(cls: type, settings: Mapping[str, Any], where: str = "") -> Any:
     Args:
         cls: a dataclass type.
         settings: field name to value; text is read as YAML ("1e-3", "[1, 2]", "null").
-        where: what the error calls the thing, by default the class's name.
+        where: what error messages call the dataclass; by default its name.
 
     Raises:
-        InputError: an unknown field (the nearest one is suggested), a value of the wrong type,
-            or what the class itself refuses with ValueError.
+        InputError: an unknown field (the nearest one is suggested), a value of the wrong type, or
+            a value that the class itself rejects with ValueError.
     """
     where = where or cls.__name__
     values = coerced(cls, settings, where)
@@ -45,11 +46,11 @@ def coerced(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any
         InputError: an unknown field or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls) if field.init}
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
     values = {}
     for name, value in settings.items():
-        if name not in known:
-            raise InputError(f"{where} has no field {name!r}{suggestion(name, known)}")
+        if name not in names:
+            raise InputError(f"{where} has no field {name!r}{suggestion(name, names)}")
         values[name] = _coerce(value, hints[name], f"{where}.{name}")
     return values
 
@@ -76,14 +77,52 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def assignments(words: Sequence[str]) -> dict[str, dict[str, str]]:
     """`["gcg.steps=100"]` -> `{"gcg": {"steps": "100"}}`."""
-    chosen: dict[str, dict[str, str]] = {}
+    settings: dict[str, dict[str, str]] = {}
     for word in words:
         key, equals, value = word.partition("=")
         method, dot, name = key.rpartition(".")
         if not (equals and dot and method and name):
             raise InputError(f"--set takes METHOD.FIELD=VALUE, got {word!r}")
-        chosen.setdefault(method, {})[name] = value
-    return chosen
+        settings.setdefault(method, {})[name] = value
+    return settings
+
+
+def at_least(settings: Any, least: float, *names: str) -> None:
+    """Check fields in a method's `__post_init__`: a number, or every number of a tuple, >= least.
+
+    Raises:
+        ValueError: names the field and its range. NaN is in no range.
+    """
+    _require(settings, names, lambda value: value >= least, f"at least {least}")
+
+
+def above(settings: Any, bound: float, *names: str) -> None:
+    """As `at_least`, for numbers that must be greater than `bound`."""
+    _require(settings, names, lambda value: value > bound, f"above {bound}")
+
+
+def within(settings: Any, interval: str, *names: str) -> None:
+    """As `at_least`, for numbers that must lie in an interval such as "[0, 1)"."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    over = operator.ge if interval[0] == "[" else operator.gt
+    under = operator.le if interval[-1] == "]" else operator.lt
+    _require(settings, names, lambda x: over(x, low) and under(x, high), f"in {interval}")
+
+
+def not_empty(settings: Any, *names: str) -> None:
+    """As `at_least`, for texts and tuples that must not be empty."""
+    for name in names:
+        if not getattr(settings, name):
+            raise ValueError(f"{name} must not be empty")
+
+
+def _require(
+    settings: Any, names: Iterable[str], holds: Callable[[float], bool], what: str
+) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not all(map(holds, value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} must be {what}")
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -109,42 +148,45 @@ def fitted(value: Any, hint: Any, where: str) -> Any:
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """`value` as `hint` asks; TypeError where it does not fit."""
+    """`value` as the annotation `hint` requires; TypeError if it does not fit."""
     if hint is Any:
         return value
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        for option in args:
-            try:
-                return _fit(value, option)
-            except TypeError:
-                continue
-        raise TypeError
-    if origin is typing.Literal:
-        if value in args:
-            return value
-        raise TypeError
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_fit(item, args[0]) for item in value)
-        if len(value) != len(args):
-            raise TypeError
-        return tuple(_fit(item, arg) for item, arg in zip(value, args, strict=True))
-    if hint is float:
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            try:
-                return float(value)
-            except ValueError:
-                raise TypeError from None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        raise TypeError
-    if hint is type(None):
-        if value is None:
-            return None
-        raise TypeError
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return _fit_one(value, options)
+    if origin is typing.Literal and value in options:
         return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if len(options) == 2 and options[1] is Ellipsis:
+            options = (options[0],) * len(value)
+        if len(value) == len(options):
+            return tuple(_fit(item, option) for item, option in zip(value, options, strict=True))
+    if hint is float:
+        return _fit_float(value)
+    if hint is type(None) and value is None:
+        return None
+    is_type = isinstance(hint, type) and isinstance(value, hint)
+    if is_type and not (hint is int and isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
+def _fit_one(value: Any, options: Sequence[Any]) -> Any:
+    """`value` as the first of several annotations that it fits."""
+    for option in options:
+        try:
+            return _fit(value, option)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _fit_float(value: Any) -> float:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            raise TypeError from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
     raise TypeError

@@ -1,12 +1,13 @@
-"""What the user did wrong, as opposed to what robench did wrong."""
+"""The two kinds of expected errors: mistakes of the user, and methods that could not run."""
 
 
 class InputError(ValueError):
-    """The user's mistake: told in one line with its fix, exit code 2, never a traceback."""
+    """A mistake of the user: reported in one line with its fix, exit code 2, never a traceback."""
 
 
 class Failure(RuntimeError):
-    """A method could not do its work here, by no fault of the program: the cell is a hole.
+    """A method could not do its work on this input, by no bug of the program.
 
-    A loss that became NaN, a training text that is missing, a model too large for the memory.
+    A loss that became NaN, a training text that is missing, a model too large for the memory. The
+    cell is a hole in the tables.
     """

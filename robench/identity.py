@@ -2,8 +2,8 @@
 
 import ast
 import sys
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
@@ -54,7 +54,6 @@ def files_of(instance: Any) -> tuple[Path, ...]:
     return tuple(map(Path, files))
 
 
-@cache
 def sources(module: str) -> tuple[Path, ...]:
     """The file of an imported module, then those of its package that it imports, by name.
 
@@ -72,7 +71,8 @@ def sources(module: str) -> tuple[Path, ...]:
     while waiting:
         name, file = waiting.popitem()
         followed[name] = file
-        for imported in _imports(file, name):
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        for imported in _imports(file.read_bytes(), package):
             target = scope.file(imported)
             if target is not None and imported not in followed:
                 waiting[imported] = target
@@ -149,24 +149,25 @@ def _below(roots: Sequence[Path | str], parts: Sequence[str]) -> Path | None:
     return None
 
 
-def _imports(file: Path, module: str) -> Iterator[str]:
-    """The full names of all modules that a source may import, functions' own imports included."""
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+@lru_cache(maxsize=256)
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
+    """The full names of all modules that a source may import, functions' own imports included.
+
+    Args:
+        package: the package that relative imports start from, "" where there is none.
+    """
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(source)
     except SyntaxError:  # whoever imports it will hear of it
-        return
+        return ()
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                if not package:
-                    continue
-                base = resolve_name("." * node.level + base, package)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def _code_of(cls: type) -> Any:

@@ -32,8 +32,14 @@ EXCEPTION = ("robench.types", "robench.model")
 
 LIBRARIES = {"torch", "numpy"} | sys.stdlib_module_names
 PROVIDED = {  # what a plug-in may import of robench: these, and no file behind a package
-    "attacks": {"robench.types", "robench.errors", "robench.model"},
-    "defenses": {"robench.types", "robench.errors", "robench.model", "robench.training"},
+    "attacks": {"robench.types", "robench.errors", "robench.config", "robench.model"},
+    "defenses": {
+        "robench.types",
+        "robench.errors",
+        "robench.config",
+        "robench.model",
+        "robench.training",
+    },
 }
 SHARED = ("genetic", "steering", "mining")  # files of one folder that its methods share
 FORBIDDEN = {"attacks", "defenses", "robench_attacks", "robench_defenses"}

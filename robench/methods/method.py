@@ -27,9 +27,4 @@ class Method(NamedTuple):
     @property
     def set_names(self) -> tuple[str, ...]:
         """What `--set METHOD.FIELD=VALUE` may call it."""
-        return set_names(self.name, self.base, type(self.instance))
-
-
-def set_names(name: str, base: str, cls: type) -> tuple[str, ...]:
-    """What `--set METHOD.FIELD=VALUE` may call a method, the most specific last."""
-    return cls.__name__, base, name
+        return type(self.instance).__name__, self.base, self.name

@@ -18,7 +18,7 @@ from robench.identity import sources
 from robench.methods.classes import is_file, load_class, names, registered_name
 from robench.methods.declarations import check_class, check_instance, configured, required
 from robench.methods.faults import shown
-from robench.methods.method import Kind, Method, set_names
+from robench.methods.method import Kind, Method
 
 __all__ = [
     "CUSTOM",
@@ -112,7 +112,7 @@ def resolve_all(
     methods = []
     for draft in drafts:
         fields: dict[str, Any] = {}
-        for name in set_names(draft.name, draft.base, draft.cls):
+        for name in draft.set_names:
             fields.update((settings or {}).get(name, {}))
         methods.append(_configure(draft, tier, fields))
     return _disambiguated(drafts, methods)
@@ -161,6 +161,12 @@ class _Draft(NamedTuple):
     @property
     def cls(self) -> type:
         return self.source if isinstance(self.source, type) else type(self.source)
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """What settings may call it, the nearest last: a label, or the whole reference."""
+        nearest = (self.name, self.base) if self.longer else (self.base, self.name)
+        return self.cls.__name__, *nearest
 
 
 def _draft(kind: Kind, reference: object) -> _Draft:

@@ -67,11 +67,11 @@ def _edits_problem(edits: Sequence[Any]) -> str:
         parameters = vars(type(edit)).get("__dataclass_params__")
         if parameters is None or not parameters.frozen:
             return f"an edit is no frozen dataclass: put @dataclass(frozen=True) above {name}"
-        if not isinstance(edit, Edit):
-            return f"the edit {name} has no `layer` or cannot be called as edit(h, role)"
-        for field in fields(type(edit)):
+        for field in fields(edit):
             if words := _value_problem(getattr(edit, field.name)):
                 return f"the edit {name} has a field {field.name!r} {words}"
+        if not isinstance(edit, Edit):
+            return f"the edit {name} has no `layer` or cannot be called as edit(h, role)"
     return ""
 
 

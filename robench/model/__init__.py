@@ -1,7 +1,7 @@
-"""The chat model: its verbs, templates and batches, and the engine that scores what is in a gap.
+"""The chat model: its methods, templates and batches, and the scoring of candidates for a gap.
 
-What attacks, defenses and judges may use stands here; the files behind it are the harness's own.
-Names load when they are first asked for: finding a model's files needs no torch.
+Plug-ins use what is exported here; the files inside are internal. Names are imported on first use:
+finding a model's files does not need torch.
 """
 
 from importlib import import_module

@@ -1,22 +1,21 @@
-"""Chunks that halve on out-of-memory and remember; passes side by side; padding."""
+"""Batches: chunks that are halved when memory runs out, and padding."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Chunks:
-    """How many tokens one pass takes, learnt by running out of memory.
+    """How many tokens fit into one pass, learnt from running out of memory.
 
-    `tokens` begins at a device's rule of thumb: on a CPU a chunk should fit the cache, on a GPU it
-    should fill the device. `enough` tokens keep the device busy: smaller passes cost as much.
+    tokens: of a pass, at most; it starts with a rule of thumb: on a CPU a chunk should fit into the
+            cache, on a GPU it should fill the device
+    enough: tokens that keep the device busy; a smaller pass takes as long
     """
 
     def __init__(self, device: torch.device, width: int) -> None:
@@ -29,7 +28,7 @@ class Chunks:
     ) -> Iterator[tuple[slice, Result]]:
         """Call `work` on slices of `rows`, each small enough; yield (slice, result) in order.
 
-        A slice that runs out of memory is halved and tried again, and later ones stay as small.
+        A slice that runs out of memory is halved and tried again; later ones stay that small.
         """
         start = 0
         while start < rows:
@@ -48,40 +47,8 @@ class Chunks:
             start = part.stop
 
 
-def side_by_side(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> list[Result]:
-    """The results of `work` on each item, `workers` at a time, which share torch's threads.
-
-    Several small passes at a time, a thread each, cost a CPU less than one after the other, each
-    over all threads.
-    """
-    workers = min(workers, len(items))
-    if workers < 2:
-        return [work(item) for item in items]
-    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
-    inference, cast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu")
-
-    def alone(item: Item) -> Result:
-        with (  # each thread has its own switches; inference mode sets that of gradients, too
-            torch.inference_mode(inference),
-            torch.set_grad_enabled(grad),
-            torch.autocast("cpu", dtype, cast),
-        ):
-            return work(item)
-
-    try:
-        with ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
-        ) as pool:
-            return list(pool.map(alone, items))
-    finally:
-        torch.set_num_threads(threads)  # part of the setting is the process's
-
-
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids (n, longest) and mask (n, longest), real tokens first."""
+    """Ids (n, longest) and mask (n, longest), padding on the right."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
     lengths = torch.tensor([len(row) for row in rows])
@@ -89,7 +56,7 @@ def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Te
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings of (time_i, d) each -> (n, longest, d) and mask (n, longest), real tokens last."""
+    """Embeddings (time_i, d) each -> (n, longest, d) and mask (n, longest), padding on the left."""
     width = max(len(row) for row in rows)
     padded = torch.stack([torch.cat([row.new_zeros(width - len(row), row.shape[1]), row])
                           for row in rows])  # fmt: skip

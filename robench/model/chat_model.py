@@ -1,7 +1,7 @@
-"""ChatModel: a causal language model as attacks, defenses and the runner see it.
+"""ChatModel: a causal language model as attacks, defenses and the harness use it.
 
-Verbs: generate, replies, nll, hidden, forward, slots, encode, decode. Weights are frozen; losses
-are in fp32 whatever the weights are in; every verb batches by itself.
+Methods: generate, replies, nll, hidden, forward, slots, encode, decode. Weights are frozen; losses
+are in fp32 whatever the precision of the weights; every method batches by itself.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor
 from robench.config import digest
 from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
-from robench.model.chat import Chat, common, fill
+from robench.model.chat import Chat, common_prefix, fill_gap
 from robench.model.decoding import decode
-from robench.model.folding import off
+from robench.model.folding import adapter_disabled
 from robench.model.hooks import (
-    Placed,
+    EditRows,
     at_depth,
     blocks,
+    captured_states,
     edited,
-    kept,
-    number,
+    first_blocks_only,
+    head_limited_to,
+    layer_number,
     prompt_roles,
-    replaced,
-    selected,
-    truncated,
+    replaced_output,
 )
 from robench.model.prefix import Prefix
 from robench.model.reader import Usage
@@ -40,19 +40,19 @@ from robench.model.scoring import target_loss
 from robench.model.slots import Slots
 from robench.types import Edit, Message, Prompt, user
 
-_SOFT = -1  # among a prompt's ids: a vector stands here
+_SOFT = -1  # among a prompt's ids: the place of a vector
 
 
 class Reply(NamedTuple):
-    """What the model said; `truncated` when it had not ended after max_new_tokens."""
+    """The model's reply; `truncated` if it had not ended after max_new_tokens."""
 
     text: str
     truncated: bool
     tokens: int
 
 
-def parameters(network: Any) -> int:
-    """N of a causal language model, without the input embedding where the output has its own."""
+def count_parameters(network: Any) -> int:
+    """N of a causal language model, without the input embedding if the output has its own."""
     total = sum(p.numel() for p in network.parameters())
     embedding = network.get_input_embeddings().weight
     tied = network.get_output_embeddings().weight is embedding
@@ -65,12 +65,15 @@ class ChatModel:
 
     network:        the transformers causal language model, in eval mode, frozen
     chat:           its tokenizer and template
-    max_new_tokens: the length of replies
-    adapter:        of a trained defense that is on: the peft model, or `folding.Folded`
-    around:         entered around every forward pass (a view's own context)
-    edits:          acting on every prompt, before the prompt's own
-    identity:       a hash of weights, template, system prompt and precision; "" of a model in code
-    plain_chat:     the chat without what `with_system` added; None where that is `chat` itself
+    max_new_tokens: of a reply
+    usage:          counts the tokens that it reads
+    chunks:         the sizes of its batches
+    adapter:        that of a defense which is applied: a peft model or a `FoldedAdapter`
+    around:         a context for every forward pass
+    edits:          act on every prompt, before the prompt's own
+    identity:       a hash of weights, template, system prompt and precision; "" of a model that was
+                    made in code
+    plain_chat:     the chat without what `with_system` added; None if that is `chat` itself
     """
 
     network: Any
@@ -88,15 +91,15 @@ class ChatModel:
     def of(cls, network: Any, chat: Chat, max_new_tokens: int = 256) -> ChatModel:
         """Freeze a transformers causal language model and wrap it.
 
-        Of its generation config only the end tokens stay: transformers would fill in the rest, and
-        Qwen2.5's repetition penalty, for one, would bend greedy replies.
+        Of its generation config only the end tokens are kept: transformers would apply the rest,
+        and Qwen2.5's repetition penalty, for one, would change greedy replies.
 
         Raises:
             InputError: some block has a recurrent state (Mamba, linear attention).
         """
         from transformers import GenerationConfig
 
-        if network._is_stateful:  # what it has read cannot be kept as keys and values
+        if network._is_stateful:  # a prefix cannot be kept as keys and values
             raise InputError(
                 f"{type(network).__name__} has blocks with a recurrent state; only models with "
                 "attention in every block are supported"
@@ -105,7 +108,7 @@ class ChatModel:
         ends = network.generation_config.eos_token_id
         network.generation_config = GenerationConfig(eos_token_id=ends)
         embedding = network.get_input_embeddings().weight
-        usage = Usage(parameters(network))
+        usage = Usage(count_parameters(network))
         return cls(
             network, chat, max_new_tokens, usage, Chunks(embedding.device, len(embedding[0]))
         )
@@ -120,9 +123,9 @@ class ChatModel:
 
     @property
     def workers(self) -> int:
-        """Passes that may run at a time: one per thread of a CPU, where nobody puts in hooks.
+        """Passes that may run at a time: one per thread of a CPU, or one if there are hooks.
 
-        Hooks, such as a stranger's defense registers, may keep state from one to the next.
+        Hooks, which edits and third-party defenses register, may keep state between passes.
         """
         if self.device.type != "cpu" or self.edits or self.around is not nullcontext:
             return 1
@@ -149,8 +152,8 @@ class ChatModel:
     def allowed(self) -> Tensor:
         """(vocab,) True at the tokens that a discrete attack may use.
 
-        Not special or added tokens, rows beyond the tokenizer, tokens that decode to nothing or
-        to anything but printable ASCII.
+        Excluded are special and added tokens, rows beyond the tokenizer, and tokens that decode to
+        an empty text or to anything but printable ASCII.
         """
         tokenizer = self.chat.tokenizer
         banned = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -161,7 +164,7 @@ class ChatModel:
         return allowed
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a piece of text, nothing added."""
+        """Ids of a piece of text, without special tokens."""
         return list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -171,36 +174,41 @@ class ChatModel:
         """Ids (...) -> effective embeddings (..., d)."""
         return self.network.get_input_embeddings()(ids.to(self.device))
 
-    def numbered(self, layers: Sequence[int] | tuple[float, float]) -> list[int]:
-        """Layers 0..L, ascending, from numbers that may count from L or from a range of depths.
+    def layer_numbers(self, layers: Sequence[int] | tuple[float, float]) -> list[int]:
+        """Layers 0..L, ascending.
+
+        Args:
+            layers: numbers, of which negative ones count from L, or a range of depth fractions.
 
         Raises:
-            InputError: this model has no such layer, or no such depth.
+            InputError: this model has no such layer, or a fraction is not in [0, 1].
         """
         if all(isinstance(layer, int) for layer in layers):
             try:
-                return sorted({number(int(layer), self.depth) for layer in layers})
+                return sorted({layer_number(int(layer), self.depth) for layer in layers})
             except ValueError as error:
                 raise InputError(f"layers {list(layers)}: {error}") from None
         first, last = layers
         if not 0 <= first <= last <= 1:
-            raise InputError(f"layers {list(layers)}: a range of depths lies in [0, 1]")
+            raise InputError(f"layers {list(layers)}: a range of depths must be in [0, 1]")
         return list(range(at_depth(first, self.depth), at_depth(last, self.depth) + 1))
 
     def edited(self, edits: Sequence[Edit]) -> ChatModel:
-        """A view in which `edits` act on every prompt."""
+        """A view of the model in which `edits` act on every prompt."""
         return replace(self, edits=(*self.edits, *edits))
 
     def undefended(self) -> ChatModel:
         """A view of the same weights without the defense's adapter, edits and system prompt."""
         plain = replace(self, edits=(), chat=self.plain_chat or self.chat, plain_chat=None)
-        return plain if self.adapter is None else replace(plain, around=partial(off, self.adapter))
+        if self.adapter is None:
+            return plain
+        return replace(plain, around=partial(adapter_disabled, self.adapter))
 
     def with_system(self, text: str) -> ChatModel:
         """A view whose conversations begin with `text` as the system prompt.
 
-        The run's own system prompt (`--system`), where there is one, stays in front of it, with a
-        blank line between them. A default that the template writes by itself is replaced, as the
+        The run's own system prompt (`--system`), if there is one, stays before it, with a blank
+        line between them. A default that the template writes by itself is replaced, as the
         template has it.
 
         Raises:
@@ -214,7 +222,7 @@ class ChatModel:
         return replace(self, chat=chat, identity=identity, plain_chat=self.plain_chat or self.chat)
 
     def slots(self, messages: Sequence[Sequence[Message]], targets: Sequence[str]) -> Slots:
-        """The gaps of n conversations (one GAP mark each), to be scored against n targets."""
+        """The gaps of n conversations (a GAP mark each), scored by the losses of n targets."""
         return Slots.of(self, messages, targets)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
@@ -225,19 +233,20 @@ class ChatModel:
     def replies(
         self, prompts: Sequence[Prompt], noise: Tensor | None = None, temperature: float = 1.0
     ) -> list[Reply]:
-        """Replies with their length, left-padded batches in order of length; greedy by default.
+        """Replies with their numbers of tokens; greedy by default.
 
         Args:
-            prompts: what is answered.
-            noise: (n, max_new_tokens) uniform in [0, 1): each prompt's reply is drawn with its own
-                numbers, so it does not depend on the prompts beside it (see `decoding.draw`).
-            temperature: of the drawn replies.
+            prompts: are answered in left-padded batches, in order of length.
+            noise: (n, max_new_tokens) uniform in [0, 1): each prompt's reply is sampled with its
+                own numbers, so it does not depend on the rest of the batch (`sample_tokens`).
+            temperature: of sampled replies.
         """
-        inputs = [self._inputs(prompt) for prompt in prompts]
+        inputs = [self._prompt_embeddings(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: -len(inputs[i]))
         replies: dict[int, Reply] = {}
         longest = len(inputs[order[0]]) if order else 0
-        # A decode step reads one token per row, so rows may be many; their K/V is the limit.
+        # A decoding step reads one token per row, so there may be many rows: their keys and values
+        # are the limit.
         per_row = max(1, (longest + self.max_new_tokens) // 8)
 
         def work(part: slice) -> list[Reply]:
@@ -257,38 +266,34 @@ class ChatModel:
     def nll(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood (n,) of each target's tokens after its prompt, fp32.
 
-        What all prompts begin with is read once; the rest goes in order of length.
+        The common beginning of all prompts is read once, the rest in order of length.
 
         Raises:
             Failure: a target has no tokens.
         """
         if not prompts:
             return torch.empty(0)
-        continued = self.chat.continued([_spoken(prompt) for prompt in prompts], targets)
-        labels = [target for _, target in continued]
-        if not all(labels):
-            raise Failure("a target without tokens cannot be scored")
-        inputs = [
-            ids if prompt.soft is None else self._ids(prompt)
-            for prompt, (ids, _) in zip(prompts, continued, strict=True)
-        ]
-        head = [*takewhile(lambda token: token != _SOFT, common(inputs))]
-        head = head[: min(map(len, inputs)) - 1]
-        if any(prompt.edits for prompt in prompts):  # the beginning is each prompt's own, too
+        prompt_ids, labels = self._scoring_ids(prompts, targets)
+        head = [*takewhile(lambda token: token != _SOFT, common_prefix(prompt_ids))]
+        head = head[: min(map(len, prompt_ids)) - 1]
+        if any(prompt.edits for prompt in prompts):  # they act on the beginning, too
             head = []
         prefix = Prefix.of(self, [head])
-        rows = [ids[len(head) :] + target[:-1] for ids, target in zip(inputs, labels, strict=True)]
+        rows = [
+            ids[len(head) :] + target[:-1] for ids, target in zip(prompt_ids, labels, strict=True)
+        ]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         losses = torch.empty(len(rows))
 
         def work(part: slice) -> Tensor:
-            some = order[part]
-            ids, _ = pad_right([rows[i] for i in some])
-            embeds = self._filled(ids, [prompts[i] for i in some])
-            first = [len(inputs[i]) - len(head) - 1 for i in some]
-            owner = [0] * len(some)
-            targets, own = [labels[i] for i in some], [prompts[i].edits for i in some]
-            return target_loss(self, embeds, first, targets, prefix, owner, own).cpu()
+            indices = order[part]
+            ids, _ = pad_right([rows[i] for i in indices])
+            embeds = self._embedded(ids, [prompts[i] for i in indices])
+            first = [len(prompt_ids[i]) - len(head) - 1 for i in indices]
+            part_labels = [labels[i] for i in indices]
+            row_edits = [prompts[i].edits for i in indices]
+            owner = [0] * len(indices)
+            return target_loss(self, embeds, first, part_labels, prefix, owner, row_edits).cpu()
 
         for part, result in self.chunks.map(work, len(order), len(rows[order[0]])):
             losses[order[part]] = result
@@ -297,14 +302,17 @@ class ChatModel:
     @torch.no_grad()
     def hidden(self, prompts: Sequence[Prompt]) -> Tensor:
         """States (n, L+1, d) at the last prompt token, fp32 on the CPU, layers 0..L."""
-        inputs = [self._inputs(prompt) for prompt in prompts]
+        inputs = [self._prompt_embeddings(prompt) for prompt in prompts]
         layers = range(self.depth + 1)
 
         def work(part: slice) -> Tensor:
             embeds, mask = pad_left(inputs[part])
-            own = [prompt.edits for prompt in prompts[part]]
-            self.usage.read(mask.numel())
-            with self._acting(own, prompt_roles(mask)), kept(self.network, layers) as h:
+            row_edits = [prompt.edits for prompt in prompts[part]]
+            self.usage.count_forward(mask.numel())
+            with (
+                self._edits_applied(row_edits, prompt_roles(mask)),
+                captured_states(self.network, layers) as h,
+            ):
                 self.network(
                     inputs_embeds=embeds.to(self.dtype),
                     attention_mask=mask,
@@ -327,34 +335,33 @@ class ChatModel:
     ) -> tuple[Tensor, Tensor]:
         """States (layers, tokens, d) and logits (tokens, vocab) of a batch, differentiable.
 
-        Without logits the blocks above the highest layer do not run, nor the output head. Where the
-        weights are in bf16, so are the products of an adapter's, which peft holds in fp32.
-
-        All on the model's device, whichever devices its blocks are on.
+        Without logits the blocks above the highest layer and the output head do not run. If the
+        weights are in bf16, an adapter, which peft holds in fp32, is multiplied in bf16, too. The
+        results are on the model's device, whichever devices its blocks are on.
 
         Args:
             ids: (batch, time), padded on either side.
             mask: (batch, time), True at real tokens.
-            layers: 0..L, whose outputs are wanted.
-            tokens: (batch, time), True where outputs are wanted; by default at all real tokens.
-            logits: whether the output head runs. What is not asked for is empty.
+            layers: 0..L, those whose outputs are returned; if none, the states are empty.
+            tokens: (batch, time), True at the positions to return; by default all real tokens.
+            logits: whether to compute logits; if not, they are empty.
 
         Raises:
-            ValueError: the model wears edits, which ask for roles that a batch does not tell.
+            ValueError: the model has edits, which need roles that a batch does not have.
         """
         if self.edits:
             raise ValueError("forward is for training, on a model without edits")
         mask = mask.to(self.device)
-        wanted = mask.bool() if tokens is None else tokens.to(self.device)
-        self.usage.read(ids.numel())
+        positions = mask.bool() if tokens is None else tokens.to(self.device)
+        self.usage.count_forward(ids.numel())
         if torch.is_grad_enabled():
             self.usage.backward_tokens += ids.numel()
-        short = not logits and max(layers) < self.depth
+        partial_depth = not logits and max(layers) < self.depth
         with (
             self.around(),
-            kept(self.network, layers, wanted) as held,
-            truncated(self.network, max(1, *layers)) if short else nullcontext(),
-            selected(self.network, wanted) if logits else nullcontext(),
+            captured_states(self.network, layers, positions) as captured,
+            first_blocks_only(self.network, max(1, *layers)) if partial_depth else nullcontext(),
+            head_limited_to(self.network, positions) if logits else nullcontext(),
             torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16),
         ):
             body = self.network if logits else self.network.get_decoder()
@@ -364,72 +371,95 @@ class ChatModel:
                 position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
                 use_cache=False,
             )
-        states = [held[layer].to(self.device) for layer in layers]
+        states = [captured[layer].to(self.device) for layer in layers]
         if torch.is_grad_enabled():
-            states = [h[wanted] for h in states]
-        nothing = torch.empty(0, device=self.device)
-        scores = output.logits[0].to(self.device) if logits else nothing
-        return torch.stack(states) if states else nothing, scores
+            states = [h[positions] for h in states]
+        empty = torch.empty(0, device=self.device)
+        returned_logits = output.logits[0].to(self.device) if logits else empty
+        return torch.stack(states) if states else empty, returned_logits
 
     @torch.no_grad()
     def head(self, states: Tensor) -> Tensor:
         """Logits (tokens, vocab) of states (tokens, d) of layer L: final norm and output head.
 
-        They are put in the place of the first block's output in a pass of one token through it,
-        so that whatever a family does behind the last block is done.
+        The states replace the output of the first block in a pass of one token through that block
+        alone, so whatever a family computes after its last block is applied to them.
         """
-        with self.around(), replaced(self.network, 1, states[None]), truncated(self.network, 1):
+        with (
+            self.around(),
+            replaced_output(self.network, 1, states[None]),
+            first_blocks_only(self.network, 1),
+        ):
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             output = self.network(input_ids=ids, use_cache=False)
-        return output.logits.flatten(0, 1).to(self.device)  # GPT-2 takes the tokens for rows
+        return output.logits.flatten(0, 1).to(self.device)  # GPT-2 returns the tokens as rows
 
     def run(
         self,
         embeds: Tensor,
         roles: Tensor,
-        own: Sequence[tuple[Edit, ...]] = (),
+        row_edits: Sequence[tuple[Edit, ...]] = (),
         **options: Any,
     ) -> Any:
-        """One forward pass on embeddings (batch, time, d), under all edits; counts its tokens.
+        """One forward pass on embeddings (batch, time, d), with all edits; counts its tokens.
 
         Args:
+            embeds: the input embeddings.
             roles: (batch, time) of the positions, as edits see them.
-            own: each row's edits besides the model's; by default none.
+            row_edits: each row's edits besides the model's; by default none.
+            options: of the network's forward method.
         """
-        self.usage.read(embeds.shape[0] * embeds.shape[1])
-        with self._acting(own or [()] * len(embeds), roles):
+        self.usage.count_forward(embeds.shape[0] * embeds.shape[1])
+        with self._edits_applied(row_edits or [()] * len(embeds), roles):
             return self.network(inputs_embeds=embeds.to(self.dtype), **options)
 
     @contextmanager
-    def _acting(self, own: Sequence[tuple[Edit, ...]], roles: Tensor) -> Iterator[None]:
-        """The view's own context, with the model's edits on every row and each row's behind."""
-        rows: dict[int, tuple[Edit, list[int]]] = {}
-        for row, edits in enumerate(own):
+    def _edits_applied(
+        self, row_edits: Sequence[tuple[Edit, ...]], roles: Tensor
+    ) -> Iterator[None]:
+        """The model's context, with the model's edits on every row and then each row's own."""
+        rows_of: dict[int, tuple[Edit, list[int]]] = {}
+        for row, edits in enumerate(row_edits):
             for edit in (*self.edits, *edits):
-                rows.setdefault(id(edit), (edit, []))[1].append(row)
-        placed: list[Placed] = [(edit, torch.tensor(seen)) for edit, seen in rows.values()]
-        with self.around(), edited(self.network, placed, roles):
+                rows_of.setdefault(id(edit), (edit, []))[1].append(row)
+        all_edits: list[EditRows] = [(edit, torch.tensor(rows)) for edit, rows in rows_of.values()]
+        with self.around(), edited(self.network, all_edits, roles):
             yield
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        """The prompt's ids, with _SOFT in the places of its vectors."""
+    def _scoring_ids(
+        self, prompts: Sequence[Prompt], targets: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of prompts, with _SOFT in place of vectors, and of their targets."""
+        conversations = [_text_messages(prompt) for prompt in prompts]
+        pairs = self.chat.prompt_and_target_ids(conversations, targets)
+        labels = [target for _, target in pairs]
+        if not all(labels):
+            raise Failure("a target without tokens cannot be scored")
+        prompt_ids = [
+            ids if prompt.soft is None else self._prompt_ids(prompt)
+            for prompt, (ids, _) in zip(prompts, pairs, strict=True)
+        ]
+        return prompt_ids, labels
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids, with _SOFT in place of its vectors."""
         if prompt.soft is None:
             (ids,) = self.chat.encode([self.chat.render(prompt.messages)])
             return ids
         seams = self.chat.seams(prompt.messages)
         return [*seams.before_ids, *[_SOFT] * len(prompt.soft), *seams.after_ids]
 
-    def _filled(self, ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Ids (n, time) that `_ids` made -> embeddings (n, time, d), each prompt's vectors in."""
+    def _embedded(self, ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Ids (n, time) of `_prompt_ids` -> embeddings (n, time, d) with the prompts' vectors."""
         embeds = self.embed(ids.clamp(min=0))
         for row, prompt in enumerate(prompts):
             if prompt.soft is not None:
                 embeds[row, ids[row] == _SOFT] = prompt.soft.to(embeds)
         return embeds
 
-    def _inputs(self, prompt: Prompt) -> Tensor:
+    def _prompt_embeddings(self, prompt: Prompt) -> Tensor:
         """The prompt as embeddings (time, d)."""
-        return self._filled(torch.tensor([self._ids(prompt)]), [prompt])[0]
+        return self._embedded(torch.tensor([self._prompt_ids(prompt)]), [prompt])[0]
 
     def _generate(
         self,
@@ -440,32 +470,34 @@ class ChatModel:
     ) -> list[Reply]:
         embeds, mask = pad_left(inputs)
 
-        def acting(rows: Sequence[int], roles: Tensor) -> AbstractContextManager[None]:
-            return self._acting([edits[i] for i in rows], roles)
+        def context(rows: Sequence[int], roles: Tensor) -> AbstractContextManager[None]:
+            return self._edits_applied([edits[i] for i in rows], roles)
 
-        said = decode(
-            self.network, embeds, mask, self.max_new_tokens, self._ends, acting, noise, temperature
-        )
-        self.usage.read(int(mask.sum()) + sum(map(len, said)))
+        rows = decode(
+            self.network, embeds, mask, self.max_new_tokens, self._end_tokens, context,
+            noise, temperature,
+        )  # fmt: skip
+        self.usage.count_forward(int(mask.sum()) + sum(map(len, rows)))
         replies = []
-        for row in said:
-            ended = row[-1] in self._ends
-            spoken = row[:-1] if ended else row
-            text = self.chat.tokenizer.decode(spoken, skip_special_tokens=True)
-            replies.append(Reply(text, not ended, len(row)))
+        for tokens in rows:
+            ended = tokens[-1] in self._end_tokens
+            text = self.chat.tokenizer.decode(
+                tokens[:-1] if ended else tokens, skip_special_tokens=True
+            )
+            replies.append(Reply(text, not ended, len(tokens)))
         return replies
 
     @cached_property
-    def _ends(self) -> list[int]:
+    def _end_tokens(self) -> list[int]:
         """Every token that ends a reply."""
-        named = self.network.generation_config.eos_token_id
-        ends = named if isinstance(named, list) else [named]
-        ends = [end for end in {*ends, self.chat.tokenizer.eos_token_id} if end is not None]
-        if not ends:
-            raise InputError("the model names no end-of-sequence token")
-        return sorted(ends)
+        configured = self.network.generation_config.eos_token_id
+        tokens = configured if isinstance(configured, list) else [configured]
+        tokens = [t for t in {*tokens, self.chat.tokenizer.eos_token_id} if t is not None]
+        if not tokens:
+            raise InputError("the model has no end-of-sequence token")
+        return sorted(tokens)
 
 
-def _spoken(prompt: Prompt) -> tuple[Message, ...]:
-    """The messages of a prompt as text, a gap of vectors closed: for the seam with the reply."""
-    return prompt.messages if prompt.soft is None else fill(prompt.messages, "")
+def _text_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """The messages of a prompt, a gap of vectors left empty: how the reply is joined to them."""
+    return prompt.messages if prompt.soft is None else fill_gap(prompt.messages, "")

@@ -1,7 +1,7 @@
-"""Hooks on decoder blocks that live inside a with-block: read states, edit states.
+"""Hooks on decoder blocks that exist inside a with-block: read states, edit states.
 
-Layer 0 is the embedding output, layer l the raw output of decoder block l (1-based): never the
-post-norm state.
+Layer 0 is the embedding output, layer l the raw output of decoder block l (1-based), never the
+state after the final norm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from robench.types import LAST, PAD, PROMPT, REPLY, Edit
 
-# (an edit, the rows of the batch that it sees)
-Placed = tuple[Edit, Tensor]
+EditRows = tuple[Edit, Tensor]  # an edit, the rows of the batch that it acts on
 
 
 def blocks(network: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a causal language model, also of one that reads images besides.
+    """The decoder blocks of a causal language model, or of one that also reads images.
 
     Raises:
         LookupError: no module list has as many entries as the config has layers.
@@ -30,14 +29,14 @@ def blocks(network: nn.Module) -> nn.ModuleList:
     raise LookupError(f"no list of {depth} decoder blocks in {type(network).__name__}")
 
 
-def number(layer: int, depth: int) -> int:
-    """A layer 0..depth from a number that may count from the end.
+def layer_number(layer: int, depth: int) -> int:
+    """A layer 0..depth from a number that may count from the end (-1 is the last layer).
 
     Raises:
         ValueError: the model has no such layer.
     """
     if not -depth - 1 <= layer <= depth:
-        raise ValueError(f"layer {layer} of a model with {depth} decoder blocks")
+        raise ValueError(f"no layer {layer} in a model with {depth} decoder blocks")
     return layer % (depth + 1)
 
 
@@ -47,19 +46,19 @@ def at_depth(fraction: float, depth: int) -> int:
 
 
 @contextmanager
-def kept(
+def captured_states(
     network: nn.Module, layers: Sequence[int], tokens: Tensor | None = None
 ) -> Iterator[dict[int, Tensor]]:
-    """Collect the outputs (batch, time, d) of some layers 0..L during the forward passes inside.
+    """Collect the outputs (batch, time, d) of layers 0..L during the forward passes inside.
 
-    Registered after the edits that are already on, so it reads what later blocks read. Where no
-    gradients are taken, only the positions of `tokens` (batch, time) are held: (tokens, d). With
-    gradients the graph holds the whole output anyway, and a selection inside of a checkpointed
-    block would not be met again when the block is computed a second time.
+    Its hooks are registered after those of edits that are active, so it reads what later blocks
+    read. Without gradients only the positions of `tokens` (batch, time) are held: (tokens, d). With
+    gradients the graph holds the whole output anyway, and a selection inside a checkpointed block
+    would be lost when the block is recomputed.
     """
     states: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[[Tensor], None]:
+    def capture(layer: int) -> Callable[[Tensor], None]:
         def read(h: Tensor) -> None:
             if tokens is None or torch.is_grad_enabled():
                 states[layer] = h
@@ -70,42 +69,42 @@ def kept(
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_hooked(network, layer, keep(layer)))
+            stack.enter_context(_layer_hook(network, layer, capture(layer)))
         yield states
 
 
 @contextmanager
-def truncated(network: nn.Module, depth: int) -> Iterator[None]:
-    """Let the forward passes inside end behind decoder block `depth`; hooks go on before."""
-    whole = blocks(network)
-    (owner, name) = next(
+def first_blocks_only(network: nn.Module, depth: int) -> Iterator[None]:
+    """Run only decoder blocks 1..depth in the forward passes inside; their hooks still act."""
+    all_blocks = blocks(network)
+    owner, name = next(
         (module, name)
         for module in network.modules()
         for name, child in module.named_children()
-        if child is whole
+        if child is all_blocks
     )
-    setattr(owner, name, nn.ModuleList(list(whole)[:depth]))
+    setattr(owner, name, nn.ModuleList(list(all_blocks)[:depth]))
     try:
         yield
     finally:
-        setattr(owner, name, whole)
+        setattr(owner, name, all_blocks)
 
 
 @contextmanager
-def replaced(network: nn.Module, layer: int, states: Tensor) -> Iterator[None]:
-    """Let `states` (batch, time, d) stand in the place of a layer's output, of whatever length."""
-    with _hooked(network, layer, lambda h: states.to(h)):
+def replaced_output(network: nn.Module, layer: int, states: Tensor) -> Iterator[None]:
+    """Replace the output of a layer by `states` (batch, time, d), of whatever length."""
+    with _layer_hook(network, layer, lambda h: states.to(h)):
         yield
 
 
 @contextmanager
-def selected(network: nn.Module, tokens: Tensor) -> Iterator[None]:
-    """Let only the positions of `tokens` (batch, time) reach the output head: (1, tokens, d)."""
+def head_limited_to(network: nn.Module, tokens: Tensor) -> Iterator[None]:
+    """Pass only the positions of `tokens` (batch, time) to the output head: (1, tokens, d)."""
 
-    def choose(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def select(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return args[0][tokens.to(args[0].device)][None], *args[1:]
 
-    handle = network.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore
+    handle = network.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore
     try:
         yield
     finally:
@@ -113,31 +112,32 @@ def selected(network: nn.Module, tokens: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def edited(network: nn.Module, placed: Sequence[Placed], roles: Tensor) -> Iterator[None]:
-    """Let edits act on the forward passes inside.
+def edited(network: nn.Module, edits: Sequence[EditRows], roles: Tensor) -> Iterator[None]:
+    """Apply edits in the forward passes inside.
 
     Args:
         network: the causal language model.
-        placed: edits with their rows, in the order in which they act.
-        roles: (batch, time) of the first pass; every later pass is the reply's.
+        edits: with their rows, in the order in which they act.
+        roles: (batch, time) of the first pass; the positions of all later passes are the reply's.
     """
 
-    def act(edit: Edit, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        reading = True
+    def apply(edit: Edit, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        is_first_pass = True
 
         def change(h: Tensor) -> Tensor:
-            nonlocal reading
-            role = roles if reading else torch.full(h.shape[:2], REPLY)
-            reading = False
-            where, role = rows.to(h.device), role.to(h.device)  # a layer may be on its own device
-            return h.index_copy(0, where, edit(h[where], role[where]).to(h.dtype))
+            nonlocal is_first_pass
+            role = roles if is_first_pass else torch.full(h.shape[:2], REPLY)
+            is_first_pass = False
+            index, role = rows.to(h.device), role.to(h.device)  # blocks may be on several devices
+            return h.index_copy(0, index, edit(h[index], role[index]).to(h.dtype))
 
         return change
 
     depth = len(blocks(network))
     with ExitStack() as stack:
-        for edit, rows in placed:
-            stack.enter_context(_hooked(network, number(edit.layer, depth), act(edit, rows)))
+        for edit, rows in edits:
+            layer = layer_number(edit.layer, depth)
+            stack.enter_context(_layer_hook(network, layer, apply(edit, rows)))
         yield
 
 
@@ -149,36 +149,36 @@ def prompt_roles(mask: Tensor) -> Tensor:
 
 
 def target_roles(first: Tensor, end: Tensor, time: int) -> Tensor:
-    """Roles (batch, time) of right-padded prompts with their targets behind them.
+    """Roles (batch, time) of prompts followed by their targets, right-padded.
 
     Args:
-        first: (batch,) the last prompt token, which predicts the target's first.
-        end: (batch,) where padding begins.
+        first: (batch,) positions of the last prompt token, which predicts the target's first.
+        end: (batch,) positions where padding begins.
         time: length of the rows.
     """
-    at, first, end = torch.arange(time), first[:, None], end[:, None]
-    roles = torch.where(at < first, PROMPT, REPLY)
-    roles = torch.where(at == first, LAST, roles)
-    return torch.where(at < end, roles, PAD)
+    position, first, end = torch.arange(time), first[:, None], end[:, None]
+    roles = torch.where(position < first, PROMPT, REPLY)
+    roles = torch.where(position == first, LAST, roles)
+    return torch.where(position < end, roles, PAD)
 
 
 @contextmanager
-def _hooked(
-    network: nn.Module, layer: int, act: Callable[[Tensor], Tensor | None]
+def _layer_hook(
+    network: nn.Module, layer: int, function: Callable[[Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Call `act` with the layer's output; what it returns, if anything, takes its place."""
+    """Call a function with the layer's output, which its result replaces unless it is None."""
     modules = blocks(network)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         h = args[0] if args else kwargs["hidden_states"]
-        new = act(h)
+        new = function(h)
         if new is None:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        # transformers 5 returns the bare tensor, older code and some families a tuple
-        new = act(output if isinstance(output, Tensor) else output[0])
+        # transformers 5 returns the tensor itself, older code and some families a tuple
+        new = function(output if isinstance(output, Tensor) else output[0])
         if new is None or isinstance(output, Tensor):
             return new
         return (new, *output[1:])

@@ -1,4 +1,4 @@
-"""K/V of what rows begin with: computed once, read by many passes, never handed out to grow."""
+"""Keys and values of what rows begin with: computed once, read by many passes, never modified."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from robench.model.batching import pad_right
 from robench.model.reader import Reader
 from robench.types import PAD, PROMPT
 
-Layers = Sequence[tuple[Tensor, Tensor]]  # K and V of each block
+KeysValues = Sequence[tuple[Tensor, Tensor]]  # of each block, (rows, heads, time, d_head) each
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """K/V of the tokens in front, right-aligned.
+    """Keys and values of the tokens that n rows begin with, aligned on the right.
 
-    lengths: tokens of each of the n rows
-    layers:  K and V of each block, each (n, heads, longest, d_head), on the device of the block;
-             none where all are empty
+    lengths:     tokens of each row
+    keys_values: of each block, each (n, heads, longest, d_head), on the device of the block; empty
+                 if all rows are
     """
 
     lengths: tuple[int, ...]
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, model: Reader, ids: Sequence[list[int]]) -> Prefix:
-        """Read the rows of ids, under the model's own edits."""
+        """Read rows of ids, under the model's own edits."""
         lengths = tuple(map(len, ids))
         if not max(lengths):
             return cls(lengths, ())
         padded, real = pad_right([row or [0] for row in ids])
-        layers = _read(model, padded, torch.where(real, PROMPT, PAD), {})
-        # Right-aligned, so that distances between prefix and gap are true (sliding windows)
+        keys_values = _read(model, padded, torch.where(real, PROMPT, PAD), {})
+        # Aligned on the right, so that distances between prefix and gap are true (sliding windows)
         longest = padded.shape[1]
         shift = torch.arange(longest) - (longest - torch.tensor(lengths)[:, None])
         index = shift.clamp(min=0)[:, None, :, None]
@@ -44,78 +44,80 @@ class Prefix:
         def align(tensor: Tensor) -> Tensor:
             return tensor.gather(2, index.to(tensor.device).expand_as(tensor))
 
-        return cls(lengths, tuple((align(k), align(v)) for k, v in layers))
+        return cls(lengths, tuple((align(k), align(v)) for k, v in keys_values))
 
     def extended(self, model: Reader, ids: Tensor) -> Prefix:
-        """With further prompt tokens ids (n, k) behind each row."""
+        """With further prompt tokens ids (n, k) after each row."""
         n, k = ids.shape
         if not k:
             return self
-        options = self.options(range(n), k, model.device)
-        layers = _read(model, ids, torch.full((n, k), PROMPT), options)
-        return Prefix(tuple(length + k for length in self.lengths), layers)
+        options = self.pass_options(range(n), k, model.device)
+        keys_values = _read(model, ids, torch.full((n, k), PROMPT), options)
+        return Prefix(tuple(length + k for length in self.lengths), keys_values)
 
-    def without(self, last: int) -> Prefix:
-        """Without the `last` tokens of each row, which all have as many."""
-        if not last:
+    def without_last(self, count: int) -> Prefix:
+        """Without the last `count` tokens of each row; every row has as many."""
+        if not count:
             return self
-        lengths = tuple(length - last for length in self.lengths)
+        lengths = tuple(length - count for length in self.lengths)
         if not max(lengths):
             return Prefix(lengths, ())
-        return Prefix(lengths, tuple((k[:, :, :-last], v[:, :, :-last]) for k, v in self.layers))
+        cut = tuple((k[:, :, :-count], v[:, :, :-count]) for k, v in self.keys_values)
+        return Prefix(lengths, cut)
 
     def select(self, indices: Sequence[int]) -> Prefix:
-        where = torch.tensor(list(indices), dtype=torch.long)
-        return Prefix(tuple(self.lengths[i] for i in indices), tuple(picked(self.layers, where)))
+        """The prefixes of some rows."""
+        rows = torch.tensor(list(indices), dtype=torch.long)
+        lengths = tuple(self.lengths[i] for i in indices)
+        return Prefix(lengths, tuple(select_rows(self.keys_values, rows)))
 
-    def options(
-        self, owner: Sequence[int], time: int, device: torch.device, behind: Layers = ()
+    def pass_options(
+        self, owner: Sequence[int], time: int, device: torch.device, since: KeysValues = ()
     ) -> dict[str, Any]:
-        """What a pass of `time` tokens for the rows `owner` (b,) needs to follow its prefix.
+        """Options of a forward pass of `time` tokens after the prefixes of the rows `owner` (b,).
 
-        Rows of one owner look at its K/V; those of several get copies.
+        If all have the same owner, they share views of its keys and values; else they get copies.
 
         Args:
-            behind: K and V of each block, (b, heads, m, d_head) each, of what every row has read
-                since; none where that is nothing.
+            since: keys and values of m tokens that each of the b rows has read after its prefix.
         """
         lengths = torch.tensor([self.lengths[i] for i in owner])
-        since = tokens(behind)
-        positions = lengths[:, None] + since + torch.arange(time)
+        m = cached_tokens(since)
+        positions = lengths[:, None] + m + torch.arange(time)
         options: dict[str, Any] = {"position_ids": positions.to(device)}
         longest = int(lengths.max())
         if not longest:
-            return {**options, "past_key_values": cache_of(behind)} if behind else options
+            return {**options, "past_key_values": to_cache(since)} if since else options
         single = len(set(owner)) == 1
-        where = torch.tensor([*owner][:1] if single else [*owner])
+        rows = torch.tensor([*owner][:1] if single else [*owner])
 
-        def theirs(tensor: Tensor) -> Tensor:
-            mine = tensor[:, :, tensor.shape[2] - longest :][where.to(tensor.device)]
-            return mine.expand(len(owner), -1, -1, -1)
+        def of_owners(tensor: Tensor) -> Tensor:
+            selected = tensor[:, :, tensor.shape[2] - longest :][rows.to(tensor.device)]
+            return selected.expand(len(owner), -1, -1, -1)
 
-        layers: Layers = [(theirs(k), theirs(v)) for k, v in self.layers]
-        if behind:
-            layers = joined([layers, behind], dim=2)
-        options["past_key_values"] = cache_of(layers)
+        keys_values: KeysValues = [(of_owners(k), of_owners(v)) for k, v in self.keys_values]
+        if since:
+            keys_values = concatenate([keys_values, since], dim=2)
+        options["past_key_values"] = to_cache(keys_values)
         if bool((lengths < longest).any()):
-            columns = torch.arange(longest + since + time)
+            columns = torch.arange(longest + m + time)
             options["attention_mask"] = (columns >= longest - lengths[:, None]).long().to(device)
         return options
 
 
-def tokens(layers: Layers) -> int:
-    """How many tokens K and V are of."""
-    return layers[0][0].shape[2] if layers else 0
+def cached_tokens(keys_values: KeysValues) -> int:
+    """How many tokens the keys and values are of."""
+    return keys_values[0][0].shape[2] if keys_values else 0
 
 
-def picked(layers: Layers, rows: Tensor) -> Layers:
-    """K and V of each block, of some rows; their numbers go to each device once."""
-    where = {device: rows.to(device) for device in {keys.device for keys, _ in layers}}
-    return [(k[where[k.device]], v[where[v.device]]) for k, v in layers]
+def select_rows(keys_values: KeysValues, rows: Tensor) -> KeysValues:
+    """Keys and values of some rows; the index is copied to each device once."""
+    index = {device: rows.to(device) for device in {keys.device for keys, _ in keys_values}}
+    return [(k[index[k.device]], v[index[v.device]]) for k, v in keys_values]
 
 
-def joined(parts: Sequence[Layers], dim: int) -> Layers:
-    """K and V of each block, of all parts along `dim`: 0 their rows, 2 their tokens."""
+def concatenate(parts: Sequence[KeysValues], dim: int) -> KeysValues:
+    """Keys and values of all parts, joined along rows (dim 0) or tokens (dim 2)."""
     if len(parts) == 1:
         return parts[0]
     return [
@@ -124,16 +126,16 @@ def joined(parts: Sequence[Layers], dim: int) -> Layers:
     ]
 
 
-def cache_of(layers: Layers) -> Any:
-    """A cache that holds K and V (batch, heads, time, d_head) of each block, or nothing yet.
+def to_cache(keys_values: KeysValues) -> Any:
+    """A cache of transformers that holds keys and values, or is empty.
 
-    Whole rows in every block, sliding windows too: what they do not see is masked.
+    It keeps all tokens in every block, also in those with a sliding window, which are masked.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     cache = DynamicCache()
-    for keys, values in layers:
+    for keys, values in keys_values:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values  # an update would copy them
@@ -144,8 +146,8 @@ def cache_of(layers: Layers) -> Any:
 def _read(
     model: Reader, ids: Tensor, roles: Tensor, options: dict[str, Any]
 ) -> tuple[tuple[Tensor, Tensor], ...]:
-    """K and V of each block after a pass over ids (n, time), those it followed included."""
-    options = {"past_key_values": cache_of(()), **options}
+    """Keys and values after a pass over ids (n, time), including those in the pass's cache."""
+    options = {"past_key_values": to_cache(()), **options}
     with torch.no_grad():
         model.run(model.embed(ids), roles, use_cache=True, logits_to_keep=1, **options)
     return tuple((layer.keys, layer.values) for layer in options["past_key_values"].layers)

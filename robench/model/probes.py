@@ -1,7 +1,7 @@
-"""Linear probes on hidden states, and the smallest shift that changes a probe's mind.
+"""Linear probes on hidden states, and the smallest shift that changes a probe's verdict.
 
-The probe of a layer says P(e) = sigmoid(w . e + b) of a state e, 1 = harmful. Layers are 0..L, l
-the raw output of decoder block l, as everywhere.
+The probe of a layer gives a state e the probability P(e) = sigmoid(w . e + b) of being harmful.
+Layers are 0..L, l the raw output of decoder block l, as everywhere.
 """
 
 import math
@@ -19,32 +19,33 @@ class Probes(NamedTuple):
     accuracy: Tensor
 
 
-def fit_probes(states: Tensor, harmful: Tensor, held: Tensor) -> Probes:
+def fit_probes(states: Tensor, harmful: Tensor, held_out: Tensor) -> Probes:
     """Fit a probe per layer by logistic regression with L2 (C = 1) on standardised states.
 
-    The standardisation is folded back into w and b: the probe reads raw states.
+    The standardisation is folded into w and b: the probe reads raw states.
 
     Args:
         states: (n, layers, d).
-        harmful: (n,) bool, both kinds among the rows that are fitted.
-        held: (n,) bool, the rows that are kept out of the fit, for the accuracy.
+        harmful: (n,) bool, the labels; the rows of the fit must have both.
+        held_out: (n,) bool, the rows that are left out of the fit, for the accuracy.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     rows, labels = states.double().cpu().numpy(), harmful.cpu().numpy()
-    seen, unseen = (~held).cpu().numpy(), held.cpu().numpy()
+    fitted, unseen = (~held_out).cpu().numpy(), held_out.cpu().numpy()
     weights, biases, accuracies = [], [], []
     for layer in range(rows.shape[1]):
         x = rows[:, layer]
-        scaler = StandardScaler().fit(x[seen])
-        found = LogisticRegression(max_iter=10_000).fit(scaler.transform(x[seen]), labels[seen])
-        weight = found.coef_[0] / scaler.scale_
-        bias = float(found.intercept_[0] - weight @ scaler.mean_)
-        said = x[unseen] @ weight + bias > 0
+        scaler = StandardScaler().fit(x[fitted])
+        regression = LogisticRegression(max_iter=10_000)
+        regression.fit(scaler.transform(x[fitted]), labels[fitted])
+        weight = regression.coef_[0] / scaler.scale_
+        bias = float(regression.intercept_[0] - weight @ scaler.mean_)
+        predicted = x[unseen] @ weight + bias > 0
         weights.append(torch.from_numpy(weight))
         biases.append(bias)
-        accuracies.append(float((said == labels[unseen]).mean()))
+        accuracies.append(float((predicted == labels[unseen]).mean()))
     columns = (torch.tensor(column, dtype=torch.float64) for column in (biases, accuracies))
     return Probes(torch.stack(weights), *columns)
 
@@ -55,18 +56,18 @@ def perturbation(states: Tensor, w: Tensor, b: float | Tensor, p0: float) -> Ten
         shift = -|eps| w / |w|,   |eps| = max(0, w . e + b - logit(p0)) / |w|
 
     Args:
-        states: (n, d); the arithmetic is in their precision, in fp32 at least.
+        states: (n, d); computed in their precision, but at least in fp32.
         w: (d,), not zero.
         b: the probe's bias.
         p0: the probability to reach, in (0, 1).
     """
-    length = perturbation_norms(states, w, b, p0)
-    w = w.to(length)
-    return -length[:, None] * (w / w.norm())
+    norm = perturbation_norms(states, w, b, p0)
+    w = w.to(norm)
+    return -norm[:, None] * (w / w.norm())
 
 
 def perturbation_norms(states: Tensor, w: Tensor, b: float | Tensor, p0: float) -> Tensor:
-    """The length |eps| (n,) of each state's `perturbation`."""
+    """The norm |eps| (n,) of each state's `perturbation`."""
     e = states.to(torch.promote_types(states.dtype, torch.float32))
     w = w.to(e)
     return (e @ w + b - math.log(p0 / (1 - p0))).clamp(min=0) / w.norm()

@@ -1,8 +1,8 @@
-"""Lossless pruning: candidates are dropped once they cannot be their row's best any more.
+"""Lossless pruning: candidates are dropped once they cannot be the best of their row.
 
-A target's loss is a mean of terms that are not negative, so a part of the terms is a lower bound.
-All candidates are read up to the target's first term; those whose bound is above the least loss so
-far are dropped, the others go on from their K/V.
+A target's loss is the mean of its tokens' losses, none of which is negative, so some of them give a
+lower bound. All candidates are read up to the loss of the target's first token; those whose bound
+is above the lowest loss so far are dropped, the others are continued from their keys and values.
 """
 
 from __future__ import annotations
@@ -16,58 +16,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.model.batching import side_by_side
-from robench.model.candidates import Candidates, runs
+from robench.model.candidates import Candidates, split_sorted
 from robench.model.hooks import target_roles
-from robench.model.prefix import Layers, joined, picked
+from robench.model.prefix import KeysValues, concatenate, select_rows
 from robench.model.scoring import token_losses
 from robench.model.shared_prefix import attend_to_prefix, new_keys_values
+from robench.model.threads import map_in_threads
 from robench.types import REPLY
 
-SAMPLE = 16  # candidates of a row, from all places, that tell whether others can be spared
-LEAD = 64  # candidates read to the end at a time, most promising first: others may be spared
-WORTH = 0.5  # the share of them that would have been spared, from which pruning pays
+SAMPLE = 16  # candidates of a row, evenly spaced, that decide whether the others are pruned
+GROUP = 64  # survivors scored at a time, most promising first: each group lowers the bound
+MIN_PRUNED = 0.5  # the share of the sample that must have been prunable, for pruning to pay
 
 
 def best(candidates: Candidates) -> Tensor:
-    """The losses (n, w) of all candidates that may be a row's best, inf of the others.
+    """The losses (n, w) of all candidates that may be their row's best, inf of the others.
 
-    Rows in which little is spared have what is left scored to the end at once.
+    Rows in which few candidates can be pruned have the remaining ones scored in full at once.
     """
-    races = [RowPruner(candidates, row) for row in range(len(candidates.slots))]
+    pruners = [RowPruner(candidates, row) for row in range(len(candidates.slots))]
     workers = candidates.model.workers
-    left = torch.stack(side_by_side(RowPruner.run, races, workers))
-    losses = torch.stack([race.losses for race in races])
-    return torch.where(left, candidates.losses(left), losses)
+    unscored = torch.stack(map_in_threads(RowPruner.run, pruners, workers))
+    losses = torch.stack([pruner.losses for pruner in pruners])
+    return torch.where(unscored, candidates.losses(unscored), losses)
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """Candidates of a row that are still in the race.
+    """Candidates of a row that may still be the best.
 
-    place:  (b,) among the row's candidates
-    first:  (b,) the target's first term of each, on the CPU
-    floor:  where in the gap their own K/V begin
-    layers: these K and V of each block, up to the target
+    index:       (b,) among the row's candidates
+    first_loss:  (b,) of the target's first token, on the CPU
+    begin:       the position in the gap from which they have keys and values of their own
+    keys_values: these, up to the target
     """
 
-    place: Tensor
-    first: Tensor
-    floor: int
-    layers: Layers
+    index: Tensor
+    first_loss: Tensor
+    begin: int
+    keys_values: KeysValues
 
-    def select(self, chosen: Tensor) -> Survivors:
-        """Those that are `chosen` (b,)."""
-        if chosen.all():
+    def select(self, mask: Tensor) -> Survivors:
+        """Those where mask (b,) is True."""
+        if mask.all():
             return self
-        where = chosen.nonzero().squeeze(1)
-        return Survivors(
-            self.place[where], self.first[where], self.floor, picked(self.layers, where)
-        )
+        rows = mask.nonzero().squeeze(1)
+        keys_values = select_rows(self.keys_values, rows)
+        return Survivors(self.index[rows], self.first_loss[rows], self.begin, keys_values)
 
 
 class RowPruner:
-    """The candidates of one row; `losses` (w,) are of those that were read to the end."""
+    """The candidates of one row; `losses` (w,) has those that were scored in full, else inf."""
 
     def __init__(self, candidates: Candidates, row: int) -> None:
         self.candidates, self.row = candidates, row
@@ -78,129 +77,130 @@ class RowPruner:
         self.losses = torch.full(candidates.start.shape[1:], math.inf)
 
     def run(self) -> Tensor:
-        """Which candidates (w,) were left out as pruning does not pay."""
+        """Which candidates (w,) were left unscored because pruning does not pay."""
         chunks, start = self.model.chunks, self.candidates.start[self.row]
         order = start.argsort(stable=True)
-        drawn = torch.arange(len(order)) % max(1, len(order) // SAMPLE) == 0
-        sample, others = order[drawn], order[~drawn]
-        terms = self._through(sample)
-        self.losses[sample] = terms.mean(1)
-        left = torch.zeros_like(start, dtype=torch.bool)
-        if self._worse(terms[:, 0]).float().mean() < WORTH:
-            left[others] = True
-            return left
+        in_sample = torch.arange(len(order)) % max(1, len(order) // SAMPLE) == 0
+        sample, others = order[in_sample], order[~in_sample]
+        sample_losses = self._all_token_losses(sample)
+        self.losses[sample] = sample_losses.mean(1)
+        unscored = torch.zeros_like(start, dtype=torch.bool)
+        if self._is_worse(sample_losses[:, 0]).float().mean() < MIN_PRUNED:
+            unscored[others] = True
+            return unscored
         waiting: list[Survivors] = []
-        for same in runs(start[others].tolist(), chunks.enough // self.time):
-            waiting += self._open(self._begun(others[same]))
-            held = sum(len(part.place) for part in waiting) * (self.time + len(self.target))
-            if held > chunks.enough:  # also a bound on the K/V in memory
-                self._finish(waiting)
+        for part in split_sorted(start[others].tolist(), chunks.enough // self.time):
+            waiting += self._promising(self._read_first_losses(others[part]))
+            tokens = sum(len(s.index) for s in waiting) * (self.time + len(self.target))
+            if tokens > chunks.enough:  # also limits the keys and values in memory
+                self._score(waiting)
                 waiting = []
-        self._finish(waiting)
-        return left
+        self._score(waiting)
+        return unscored
 
-    def _worse(self, first: Tensor) -> Tensor:
-        """Which candidates cannot be the best, by their first terms (b,); one that is NaN may."""
+    def _is_worse(self, first_loss: Tensor) -> Tensor:
+        """Which candidates cannot be the best, by their first losses (b,); NaN is not worse."""
         slack = 16 * torch.finfo(self.model.dtype).eps  # a shorter pass rounds differently
-        return (first - slack) / len(self.target) > self.losses.min()
+        return (first_loss - slack) / len(self.target) > self.losses.min()
 
-    def _open(self, parts: Sequence[Survivors]) -> list[Survivors]:
-        """Those of the parts that may be the best."""
-        chosen = [part.select(~self._worse(part.first)) for part in parts]
-        return [part for part in chosen if len(part.place)]
+    def _promising(self, groups: Sequence[Survivors]) -> list[Survivors]:
+        """Those of the candidates that may still be the best."""
+        selected = [group.select(~self._is_worse(group.first_loss)) for group in groups]
+        return [group for group in selected if len(group.index)]
 
-    def _through(self, places: Tensor) -> Tensor:
-        """The terms (b, target) of candidates, in order of where they change, all read at once."""
-        floor = int(self.candidates.start[self.row, places[0]])
-        tokens = self.time - floor + len(self.target) - 1
+    def _all_token_losses(self, index: Tensor) -> Tensor:
+        """Token losses (b, target) of candidates sorted by their first change, in full passes."""
+        begin = int(self.candidates.start[self.row, index[0]])
+        tokens = self.time - begin + len(self.target) - 1
 
         def work(part: slice) -> Tensor:
-            return self._terms(places[part], floor, self.target[:-1])[0].cpu()
+            return self._read_gap(index[part], begin, self.target[:-1])[0].cpu()
 
-        return torch.cat([terms for _, terms in self.model.chunks.map(work, len(places), tokens)])
+        return torch.cat([losses for _, losses in self.model.chunks.map(work, len(index), tokens)])
 
-    def _begun(self, places: Tensor) -> list[Survivors]:
-        """Read candidates, in order of where they change, up to the target's first term."""
-        floor = int(self.candidates.start[self.row, places[0]])
-        work = partial(self._begin, places, floor)
-        return [part for _, part in self.model.chunks.map(work, len(places), self.time - floor)]
+    def _read_first_losses(self, index: Tensor) -> list[Survivors]:
+        """Read candidates, sorted by their first change, up to the target's first token."""
+        begin = int(self.candidates.start[self.row, index[0]])
 
-    def _begin(self, places: Tensor, floor: int, part: slice) -> Survivors:
-        """Read a part of some candidates, none of which changes in front of `floor`."""
-        terms, cache = self._terms(places[part], floor, [])
-        return Survivors(
-            places[part], terms[:, 0].cpu(), floor, new_keys_values(cache, self.time - floor)
-        )
+        def work(part: slice) -> Survivors:
+            losses, cache = self._read_gap(index[part], begin, [])
+            keys_values = new_keys_values(cache, self.time - begin)
+            return Survivors(index[part], losses[:, 0].cpu(), begin, keys_values)
 
-    def _terms(self, places: Tensor, floor: int, read: list[int]) -> tuple[Tensor, Any]:
-        """Terms (b, 1 + read) of the target whose tokens `read` are read behind candidates.
+        parts = self.model.chunks.map(work, len(index), self.time - begin)
+        return [survivors for _, survivors in parts]
 
-        And the cache of the pass. No candidate changes in front of `floor`.
+    def _read_gap(self, index: Tensor, begin: int, target: list[int]) -> tuple[Tensor, Any]:
+        """Token losses (b, 1 + target) after candidates and some tokens of their target.
+
+        And the cache of the pass. No candidate changes before `begin`.
         """
-        every, before = self.candidates, self.time - floor
-        gap = self.model.embed(every.ids[self.row, places, floor:])
-        behind = self.model.embed(torch.tensor([*self.after, *read], dtype=torch.long))
-        embeds = torch.cat([gap, behind.expand(len(places), -1, -1)], dim=1)
-        prefix, time = every.prefix.without(every.read - floor), before + len(read)
+        candidates, before = self.candidates, self.time - begin
+        gap = self.model.embed(candidates.ids[self.row, index, begin:])
+        after = self.model.embed(torch.tensor([*self.after, *target], dtype=torch.long))
+        embeds = torch.cat([gap, after.expand(len(index), -1, -1)], dim=1)
+        prefix = candidates.prefix.without_last(candidates.gap_tokens - begin)
+        time = embeds.shape[1]
         roles = target_roles(torch.tensor([before - 1]), torch.tensor([time]), time)
-        with attend_to_prefix(
-            self.model, prefix, [self.row] * len(places), time, keep=True
-        ) as options:
-            terms = self._read(embeds, roles, options, self.target[: 1 + len(read)])
-        return terms, options["past_key_values"]
+        owner = [self.row] * len(index)
+        with attend_to_prefix(self.model, prefix, owner, time, keep=True) as options:
+            losses = self._run(embeds, roles, options, self.target[: 1 + len(target)])
+        return losses, options["past_key_values"]
 
-    def _finish(self, waiting: Sequence[Survivors]) -> None:
-        """Read the target's other terms of those that still may be the best, by their first."""
-        still = self._open(waiting)
-        if not still:
+    def _score(self, groups: Sequence[Survivors]) -> None:
+        """Read the rest of the target after those that may still be the best, best first."""
+        groups = self._promising(groups)
+        if not groups:
             return
-        place, first = (torch.cat([getattr(part, name) for part in still])
-                        for name in ("place", "first"))  # fmt: skip
+        index = torch.cat([group.index for group in groups])
+        first_loss = torch.cat([group.first_loss for group in groups])
         rest = self.target[1:]
         if not rest:
-            self.losses[place] = first
+            self.losses[index] = first_loss
             return
-        layers = joined([self._whole(part) for part in still], dim=0)
-        for some in first.argsort().split(LEAD):
-            alive = some[~self._worse(first[some])]
-            work = partial(self._rest, layers, alive)
-            parts = self.model.chunks.map(work, len(alive), self.time + len(rest))
-            for part, terms in parts:
-                total = first[alive[part]] + terms.cpu()
-                self.losses[place[alive[part]]] = total / len(self.target)
+        keys_values = concatenate([self._from_gap(group) for group in groups], dim=0)
+        for group in first_loss.argsort().split(GROUP):
+            rows = group[~self._is_worse(first_loss[group])]
+            work = partial(self._rest_of_loss, keys_values, rows)
+            parts = self.model.chunks.map(work, len(rows), self.time + len(rest))
+            for part, losses in parts:
+                total = first_loss[rows[part]] + losses.cpu()
+                self.losses[index[rows[part]]] = total / len(self.target)
 
-    def _whole(self, part: Survivors) -> Layers:
-        """K and V of the whole gap and what is behind it, the row's own tokens in front."""
-        if not part.floor:
-            return part.layers
-        every = self.candidates
-        begin, end = -every.read, part.floor - every.read or None
+    def _from_gap(self, group: Survivors) -> KeysValues:
+        """Keys and values of candidates from the beginning of the gap up to the target."""
+        if not group.begin:
+            return group.keys_values
+        candidates = self.candidates
+        start, stop = -candidates.gap_tokens, group.begin - candidates.gap_tokens or None
 
-        def theirs(tensor: Tensor) -> Tensor:
-            return tensor[self.row, :, begin:end].expand(len(part.place), -1, -1, -1)
+        def of_row(tensor: Tensor) -> Tensor:
+            return tensor[self.row, :, start:stop].expand(len(group.index), -1, -1, -1)
 
-        shared = [(theirs(k), theirs(v)) for k, v in every.prefix.layers]
-        return joined([shared, part.layers], dim=2)
+        shared = [(of_row(k), of_row(v)) for k, v in candidates.prefix.keys_values]
+        return concatenate([shared, group.keys_values], dim=2)
 
-    def _rest(self, layers: Layers, chosen: Tensor, part: slice) -> Tensor:
-        """The sum (b,) of the terms behind the first, of a part of those `chosen`."""
-        b, read, behind = part.stop - part.start, self.target[:-1], picked(layers, chosen[part])
-        embeds = self.model.embed(torch.tensor(read)).expand(b, -1, -1)
-        prefix, owner = self.candidates.prefix.without(self.candidates.read), [self.row] * b
-        with attend_to_prefix(self.model, prefix, owner, len(read), behind) as options:
-            roles = torch.full((1, len(read)), REPLY)
-            return self._read(embeds, roles, options, self.target[1:]).sum(1)
+    def _rest_of_loss(self, keys_values: KeysValues, rows: Tensor, part: slice) -> Tensor:
+        """The sum (b,) of the token losses after the first, for a part of `rows`."""
+        b, target = part.stop - part.start, self.target[:-1]
+        since = select_rows(keys_values, rows[part])
+        embeds = self.model.embed(torch.tensor(target)).expand(b, -1, -1)
+        prefix = self.candidates.prefix.without_last(self.candidates.gap_tokens)
+        owner, time = [self.row] * b, len(target)
+        with attend_to_prefix(self.model, prefix, owner, time, since) as options:
+            roles = torch.full((1, time), REPLY)
+            return self._run(embeds, roles, options, self.target[1:]).sum(1)
 
-    def _read(
-        self, embeds: Tensor, roles: Tensor, options: dict[str, Any], target: list[int]
+    def _run(
+        self, embeds: Tensor, roles: Tensor, options: dict[str, Any], labels: list[int]
     ) -> Tensor:
-        """The losses (b, target) of `target`, which the last tokens predict."""
+        """Losses (b, labels) of the tokens that the last positions predict."""
         output = self.model.run(
             embeds,
             roles.expand(len(embeds), -1),
-            logits_to_keep=len(target),
+            logits_to_keep=len(labels),
             use_cache=True,
             **options,
         )
-        labels = torch.tensor(target, device=embeds.device).expand(len(embeds), -1)
-        return token_losses(output.logits.to(embeds.device), labels)
+        expected = torch.tensor(labels, device=embeds.device).expand(len(embeds), -1)
+        return token_losses(output.logits.to(embeds.device), expected)

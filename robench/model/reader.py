@@ -1,6 +1,6 @@
-"""What scoring needs of a chat model: passes over embeddings, counted and under all edits.
+"""The part of a chat model that scoring needs: counted forward passes on embeddings, with edits.
 
-`ChatModel` is one. Prefix, scoring, candidates, pruning and slots are built on this alone.
+`ChatModel` implements it. Prefix, scoring, candidates, pruning and slots use nothing else.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from robench.types import Edit
 
 @dataclass
 class Usage:
-    """Tokens that went through the model since it was loaded, and their cost by formula."""
+    """Tokens that the model has read since it was loaded, and their cost by formula.
 
-    parameters: int  # N, see `parameters`
+    parameters: N, see `count_parameters`
+    """
+
+    parameters: int
     forward_tokens: int = 0
     backward_tokens: int = 0
     _lock: Lock = field(default_factory=Lock)
 
-    def read(self, tokens: int) -> None:
-        """Count tokens of a forward pass; several threads may."""
+    def count_forward(self, tokens: int) -> None:
+        """Count the tokens of a forward pass; thread-safe."""
         with self._lock:
             self.forward_tokens += tokens
 
@@ -39,7 +42,7 @@ class Usage:
 
 
 class Reader(Protocol):
-    """The part of `ChatModel`, where each member is described, that reads and counts."""
+    """The members of `ChatModel` that read and count; they are documented there."""
 
     network: Any
     chat: Chat
@@ -61,6 +64,6 @@ class Reader(Protocol):
         self,
         embeds: Tensor,
         roles: Tensor,
-        own: Sequence[tuple[Edit, ...]] = (),
+        row_edits: Sequence[tuple[Edit, ...]] = (),
         **options: Any,
     ) -> Any: ...

@@ -32,7 +32,7 @@ from robench.methods.registry import Method
 from robench.model import loading
 from robench.model.batching import Chunks
 from robench.model.chat import Chat
-from robench.model.chat_model import parameters
+from robench.model.chat_model import count_parameters
 from robench.model.hooks import blocks
 from robench.runs.cells import Group
 from robench.runs.progress import duration
@@ -98,7 +98,7 @@ class Estimate:
         self, found: loading.ModelFiles, system: str | None, texts: RunTexts, setup: Setup
     ) -> None:
         self.setup = setup
-        chat, network = loading.sketch(found, system)
+        chat, network = loading.load_without_weights(found, system)
         self.shape = Shape.of(network, setup)
         self.tested, self.trained = _lengths(chat, texts, setup, self.shape.depth)
         self.downloaded = sum(file.stat().st_size for file in found.folder.glob("*.safetensors"))
@@ -159,7 +159,7 @@ class Estimate:
 class Shape:
     """What of a model's shape decides its costs.
 
-    parameters: that a token meets (see `model.parameters`)
+    parameters: that a token meets (see `model.count_parameters`)
     weights:    bytes of all parameters
     kv:         width of keys, and of values
     linear:     inputs and outputs of all linear maps in blocks, added up
@@ -187,7 +187,7 @@ class Shape:
         number = torch.empty(0, dtype=getattr(torch, setup.dtype)).element_size()
         maps = [m for b in blocks(network) for m in b.modules() if isinstance(m, nn.Linear)]
         return cls(
-            parameters=parameters(network),
+            parameters=count_parameters(network),
             weights=number * sum(p.numel() for p in network.parameters()),
             depth=len(blocks(network)),
             width=width,

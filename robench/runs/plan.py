@@ -1,4 +1,7 @@
-"""From a question to the cells that answer it: methods, model, texts and judges, all checked."""
+"""From a question to the cells that answer it: methods, model, texts and judges, all checked.
+
+What needs transformers is imported where cells are left to do: a finished run answers at once.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,6 @@ from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
 from robench.runs.cells import CHUNK, Group, groups_of
 from robench.runs.devices import choose_device, default_dtype, hardware
-from robench.runs.execute import Execution, one_line
-from robench.runs.forecast import Estimate, Setup, forecast, measured_rate, summary
 from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
@@ -97,6 +98,8 @@ class Plan:
             groups: some of the plan's, by default all.
             tflops: sustained TFLOP/s of the device; by default it is measured in half a second.
         """
+        from robench.runs.forecast import Estimate, Setup, forecast, measured_rate
+
         spec = self.question.model
         assert spec.device and spec.dtype
         rate = measured_rate(spec.device, spec.dtype) if tflops is None else tflops
@@ -114,6 +117,8 @@ class Plan:
         pending = self.pending(store)
         lines = [self._counts(store, pending), *(f"note: {note}" for note in self.texts.notes)]
         if any(group.cells for group in pending):
+            from robench.runs.forecast import summary
+
             lines.append(summary(self.forecast(pending, tflops)))
         return "\n".join(lines)
 
@@ -161,6 +166,9 @@ class Plan:
     def _execute(
         self, store: RunStore, pending: Sequence[Group], keep_going: bool, tflops: float | None
     ) -> None:
+        from robench.runs.execute import Execution
+        from robench.runs.forecast import summary
+
         expected = self.forecast(pending, tflops)
         print(summary(expected), flush=True)
         spec, replies = self.question.model, self.question.replies
@@ -314,6 +322,8 @@ def _preflight(chosen_judges: Mapping[str, Judge], behavior: Behavior) -> None:
     Raises:
         InputError: its model does not fit into the memory or cannot be read.
     """
+    from robench.runs.execute import one_line
+
     for name, judge in chosen_judges.items():
         try:
             judges.scores(name, judge, [behavior], ["No."])

@@ -12,7 +12,7 @@ from robench.runs.question import Texts
 from robench.texts import training_texts
 from robench.texts.behaviors import checksum, draw_behaviors, harmless, load_behaviors
 from robench.texts.leakage import Key, by_pair, by_text, check_disjoint, disjoint
-from robench.training.corpus import fingerprint
+from robench.texts.training_texts import fingerprint
 from robench.types import Behavior, Example
 
 TUNE = 20  # at most, of references made from a file of behaviors

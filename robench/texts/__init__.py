@@ -1,1 +1,1 @@
-"""Texts: tables of records, requests under test, training text, what must not meet, refusals."""
+"""Texts: tables of records, requests under test, training text, overlap checks, refusals."""

@@ -1,20 +1,20 @@
-"""Behavior and instruction sets: published ones and one's own, and the harmless list that ships.
+"""Sets of behaviors and instructions: published ones, one's own, and the harmless list that ships.
 
 A set is a file (CSV, TSV, JSONL, JSON, Parquet), a dataset on the hub (see records.py) or one of
-these names, which stand for a file on the hub: advbench, harmbench, jailbreakbench, strongreject;
-of harmless requests jailbreakbench, or-bench, xstest. Columns are found by name, whatever their
-case, spaces and underscores (the first that is there):
+these names, which refer to files on the hub: advbench, harmbench, jailbreakbench, strongreject; of
+harmless requests jailbreakbench, or-bench, xstest. Columns are matched by name, ignoring case,
+spaces and underscores; the first that exists is used:
 
     text       prompt, text, goal, forbidden_prompt, behavior, instruction
     id         id, BehaviorID; without one, a hash of text and context
-    target     target; else from a file that maps ids to targets: the one that is given, or a
-               `*targets*.json` beside; else the affirmative template of `affirmation`
+    target     target; else from a file that maps ids to targets: the one that is given, or any
+               `*targets*.json` in the same folder; else the template of `affirmation`
     category   category, SemanticCategory, type
     context    context, ContextString
 
 So HarmBench, AdvBench, StrongREJECT, JailbreakBench, XSTest and OR-Bench are read as published.
 Where there is a column FunctionalCategory, as in HarmBench, the standard behaviors are taken, or
-those that the end of the name asks for: `FILE:contextual`, `:copyright`, `:all`; likewise
+those that a suffix of the name selects: `FILE:contextual`, `:copyright`, `:all`; likewise
 `harmbench:contextual` on the hub.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 from robench.config import digest, suggestion
 from robench.errors import InputError
 from robench.texts import records
-from robench.texts.records import Entry
+from robench.texts.records import Row
 from robench.types import Behavior
 
 # JailbreakBench has a Goal, which is the request, and a Behavior, which is a title.
@@ -64,38 +64,33 @@ def load_behaviors(
     """The behaviors of a set, in its order, each with an id, a text and a target.
 
     Args:
+        reference: a file, a dataset or a name, with a functional category or without.
+        harmful: whether the set is one of harmful requests.
         targets: a JSON file that maps ids to targets.
 
     Returns:
-        The behaviors, and a line on what was left out, "" where nothing was.
+        The behaviors, and a line that says which rows were left out, "" if none were.
 
     Raises:
         InputError: the set cannot be read, has no rows, lacks a column of texts, or has a row
             without text or with the id of another row; or `targets` has none of its ids.
     """
-    known = HARMFUL if harmful else HARMLESS
-    name, functional = _split(str(reference), known)
-    found = _find(name, known)
-    rows, rest = _functional(records.read(found, text=TEXT), functional, name)
+    names = HARMFUL if harmful else HARMLESS
+    name, category = _split(str(reference), names)
+    set_files = _find_set(name, names)
+    rows, others = _functional(records.read(set_files, text=TEXT), category, name)
     rows, contrasts = _without_contrasts(rows, harmful)
-    behaviors = []
-    seen: dict[str, str] = {}
-    for row in rows:
-        behavior = of(row, harmful)
-        if behavior.id in seen:
-            repeated = "text" if records.value(row[1], *ID) is None else f"id {behavior.id!r}"
-            raise InputError(f"{row[0]} repeats the {repeated} of {seen[behavior.id]}")
-        seen[behavior.id] = row[0]
-        behaviors.append(behavior)
-    known = _targets(found, seen, targets)
+    behaviors = _distinct(rows, harmful)
+    targets_of = _targets(set_files, [b.id for b in behaviors], targets)
     filled = [
-        replace(b, target=b.target or known.get(b.id) or affirmation(b.text)) for b in behaviors
+        replace(b, target=b.target or targets_of.get(b.id) or affirmation(b.text))
+        for b in behaviors
     ]
-    return filled, _left_out(name, rest | contrasts)
+    return filled, _left_out(name, others | contrasts)
 
 
-def of(row: Entry, harmful: bool) -> Behavior:
-    """The behavior of a row, without a target where the row names none.
+def behavior_of(row: Row, harmful: bool) -> Behavior:
+    """The behavior of a row, without a target if the row has none.
 
     Raises:
         InputError: the row has no text.
@@ -128,100 +123,118 @@ def affirmation(text: str) -> str:
 
 
 def draw_behaviors(behaviors: Sequence[Behavior], n: int, seed: int = 0) -> list[Behavior]:
-    """`n` behaviors in the order given, of each category about its share.
+    """A sample of `n` behaviors in the order given, stratified by category.
 
-    A smaller draw is part of a larger one, and the draw depends on the ids, not on their order: in
-    a category of s behaviors, shuffled, the k-th stands at (k + u) / s with one u in [0, 1) for the
-    category, and the n lowest of all are drawn.
+    A smaller sample is part of a larger one, and it depends on the ids, not on their order: in a
+    category of s behaviors, shuffled, the k-th has rank (k + u) / s with one u in [0, 1) for the
+    category, and the n behaviors of lowest rank are taken.
 
     Raises:
         InputError: there are fewer than `n`.
     """
     if n > len(behaviors):
         raise InputError(f"cannot draw {n} behaviors: there are {len(behaviors)}")
-    by_category = defaultdict(list)
+    ids_by_category = defaultdict(list)
     for behavior in sorted(behaviors, key=lambda b: digest([seed, b.id])):
-        by_category[behavior.category].append(behavior.id)
-    place = {}
-    for category, ids in by_category.items():
+        ids_by_category[behavior.category].append(behavior.id)
+    rank = {}
+    for category, ids in ids_by_category.items():
         start = int(digest([seed, category]), 16) / 2**256
-        place.update({identity: (k + start) / len(ids) for k, identity in enumerate(ids)})
-    drawn = set(sorted(place, key=lambda identity: place[identity])[:n])
+        rank.update({identity: (k + start) / len(ids) for k, identity in enumerate(ids)})
+    drawn = set(sorted(rank, key=lambda identity: rank[identity])[:n])
     return [b for b in behaviors if b.id in drawn]
 
 
 def checksum(behaviors: Sequence[Behavior]) -> str:
-    """The sha256 of everything that the behaviors say, in their order."""
+    """The sha256 of all fields of the behaviors, in their order."""
     return digest([astuple(b) for b in behaviors])
 
 
-def _split(reference: str, known: Mapping[str, str]) -> tuple[str, str]:
-    """`FILE:contextual` -> its name and the functional category asked for, "" where none is."""
-    name, _, end = reference.rpartition(":")
-    if reference in known or Path(reference).exists() or not name:
+def _split(reference: str, names: Mapping[str, str]) -> tuple[str, str]:
+    """`FILE:contextual` -> the name and the functional category, "" if it has none."""
+    name, _, suffix = reference.rpartition(":")
+    if reference in names or Path(reference).exists() or not name:
         return reference, ""
-    if end not in FUNCTIONAL and Path(name).exists():
-        raise InputError(f"{name} has no part ':{end}'{suggestion(end, FUNCTIONAL)}")
-    return (name, end) if end in FUNCTIONAL else (reference, "")
+    if suffix not in FUNCTIONAL and Path(name).exists():
+        raise InputError(f"{name} has no part ':{suffix}'{suggestion(suffix, FUNCTIONAL)}")
+    return (name, suffix) if suffix in FUNCTIONAL else (reference, "")
 
 
-def _find(name: str, known: Mapping[str, str]) -> list[Path]:
-    word = not Path(name).suffix and "/" not in name and not Path(name).exists()
-    if word and name not in known:
-        raise InputError(f"no file and no set called {name!r}{suggestion(name, known)}")
-    return records.find_files(known[name] if word else name)
+def _find_set(name: str, names: Mapping[str, str]) -> list[Path]:
+    is_word = not Path(name).suffix and "/" not in name and not Path(name).exists()
+    if is_word and name not in names:
+        raise InputError(f"no file and no set called {name!r}{suggestion(name, names)}")
+    return records.find_files(names[name] if is_word else name)
 
 
-def _functional(rows: list[Entry], wanted: str, name: str) -> tuple[list[Entry], Counter[str]]:
-    """The rows of one functional category, and how many there are of the others."""
+def _functional(rows: list[Row], category: str, name: str) -> tuple[list[Row], Counter[str]]:
+    """The rows of one functional category ("" = standard), and how many the others have."""
     column = "FunctionalCategory"
     if not records.has(rows, column):
-        if wanted:
-            raise InputError(f"{name} has no column {column}, which ':{wanted}' asks for")
+        if category:
+            raise InputError(f"{name} has no column {column}, which ':{category}' needs")
         return rows, Counter()
-    if wanted == "all":
+    if category == "all":
         return rows, Counter()
-    kept = [row for row in rows if records.text(row, column) == (wanted or "standard")]
-    found = Counter(records.text(row, column) for row in rows)
-    if not kept:
+    category = category or "standard"
+    selected = [row for row in rows if records.text(row, column) == category]
+    sizes = Counter(records.text(row, column) for row in rows)
+    if not selected:
         raise InputError(
-            f"{name} has no {wanted or 'standard'} behaviors, but {_counted(found)}: "
-            f"ask for them at the end of the name, as in {name}:{next(iter(found))}"
+            f"{name} has no {category} behaviors, but {_counted(sizes)}: "
+            f"select them at the end of the name, as in {name}:{next(iter(sizes))}"
         )
-    return kept, found - Counter({wanted or "standard": len(kept)})
+    return selected, sizes - Counter({category: len(selected)})
 
 
-def _without_contrasts(rows: list[Entry], harmful: bool) -> tuple[list[Entry], Counter[str]]:
+def _without_contrasts(rows: list[Row], harmful: bool) -> tuple[list[Row], Counter[str]]:
     """Of XSTest (Röttger et al., arXiv 2308.01263) the safe prompts, or their unsafe contrasts."""
     if not records.has(rows, "type", "focus"):
         return rows, Counter()
-    kept = [row for row in rows if records.text(row, "type").startswith("contrast_") == harmful]
-    return kept, Counter({"safe" if harmful else "unsafe": len(rows) - len(kept)})
+    selected = [row for row in rows if records.text(row, "type").startswith("contrast_") == harmful]
+    return selected, Counter({"safe" if harmful else "unsafe": len(rows) - len(selected)})
 
 
-def _left_out(name: str, rest: Counter[str]) -> str:
-    return f"{name}: left out {_counted(rest)}" if rest.total() else ""
+def _distinct(rows: Sequence[Row], harmful: bool) -> list[Behavior]:
+    """The behaviors of rows, no id twice."""
+    behaviors = []
+    place_of: dict[str, str] = {}
+    for row in rows:
+        place, record = row
+        behavior = behavior_of(row, harmful)
+        if behavior.id in place_of:
+            repeated = "text" if records.value(record, *ID) is None else f"id {behavior.id!r}"
+            raise InputError(f"{place} repeats the {repeated} of {place_of[behavior.id]}")
+        place_of[behavior.id] = place
+        behaviors.append(behavior)
+    return behaviors
 
 
-def _counted(found: Counter[str]) -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in found.items() if n)
+def _left_out(name: str, counts: Counter[str]) -> str:
+    return f"{name}: left out {_counted(counts)}" if counts.total() else ""
 
 
-def _targets(found: Sequence[Path], ids: Iterable[str], given: Path | str | None) -> dict[str, str]:
-    """The targets of `ids` in the file given, else in the `*targets*.json` files beside."""
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+
+
+def _targets(
+    set_files: Sequence[Path], ids: Iterable[str], targets: Path | str | None
+) -> dict[str, str]:
+    """The targets of `ids` in the file `targets`, else in `*targets*.json` files of the folder."""
     wanted = set(ids)
-    if given:
-        named = records.parsed(records.content(Path(given)), str(given))
-        if not isinstance(named, dict) or not wanted & named.keys():
-            raise InputError(f"{given} maps none of the behaviors' ids to a target")
-        return _named(named, wanted)
-    targets: dict[str, str] = {}
-    for file in sorted(found[0].parent.glob("*targets*.json")):  # the first by name wins
-        if file not in found:
-            named = records.parsed(records.content(file), str(file))
-            targets = (_named(named, wanted) if isinstance(named, dict) else {}) | targets
-    return targets
+    if targets:
+        mapping = records.parsed(records.content(Path(targets)), str(targets))
+        if not isinstance(mapping, dict) or not wanted & mapping.keys():
+            raise InputError(f"{targets} maps none of the behaviors' ids to a target")
+        return _text_values(mapping, wanted)
+    merged: dict[str, str] = {}
+    for file in sorted(set_files[0].parent.glob("*targets*.json")):  # the first by name wins
+        if file not in set_files:
+            mapping = records.parsed(records.content(file), str(file))
+            merged = (_text_values(mapping, wanted) if isinstance(mapping, dict) else {}) | merged
+    return merged
 
 
-def _named(targets: Mapping[str, Any], ids: set[str]) -> dict[str, str]:
-    return {i: target for i, target in targets.items() if i in ids and isinstance(target, str)}
+def _text_values(mapping: Mapping[str, Any], keys: set[str]) -> dict[str, str]:
+    return {key: value for key, value in mapping.items() if key in keys and isinstance(value, str)}

@@ -1,8 +1,8 @@
-"""Tables of records: CSV, TSV, JSONL, JSON or Parquet, from a file here or a dataset on the hub.
+"""Tables of records: CSV, TSV, JSONL, JSON or Parquet, from a local file or a dataset on the hub.
 
-A dataset is named as `OWNER/NAME/FILE`, where FILE is a path inside it that may hold `*`, or as
-`OWNER/NAME` where it has a single file of a kind that is read here. Columns are known by their
-names folded: whatever their case, spaces and underscores.
+A dataset is named `OWNER/NAME/FILE`, where FILE is a path inside it that may contain `*`, or
+`OWNER/NAME` if it has a single file of a supported kind. Columns are matched by their names
+ignoring case, spaces and underscores.
 """
 
 import csv
@@ -16,29 +16,30 @@ from typing import Any
 
 from robench.errors import InputError
 
-Record = dict[str, Any]  # folded column name to value
-Entry = tuple[str, Record]  # where the record stands ("FILE, row 3"), the record
+Record = dict[str, Any]  # normalised column name to value
+Row = tuple[str, Record]  # where the record is ("FILE, row 3"), the record
 
-_ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/.+)?")
+_DATASET = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/.+)?")
 
 
 def find_files(reference: Path | str) -> list[Path]:
-    """The files that a reference names: the one of that path, else those of a dataset.
+    """The files that a reference names: the local file, or those of a dataset on the hub.
 
     Raises:
         InputError: there is no such file, and the hub has none or cannot be reached.
     """
     path = Path(reference).expanduser()
-    dataset = _ON_THE_HUB.fullmatch(str(reference))
-    local = path.exists() or (path.suffix in _READERS and str(reference).count("/") == 1)
-    return _download(str(reference)) if dataset and not local else [path]
+    is_dataset = _DATASET.fullmatch(str(reference))
+    is_local = path.exists() or (path.suffix in _READERS and str(reference).count("/") == 1)
+    return _download(str(reference)) if is_dataset and not is_local else [path]
 
 
-def read(files: Sequence[Path], **needs: Sequence[str]) -> list[Entry]:
+def read(files: Sequence[Path], **needs: Sequence[str]) -> list[Row]:
     """The rows of some files, in order.
 
     Args:
-        needs: what every file must have -> columns of which one is enough.
+        files: of the supported kinds.
+        needs: what every file must have -> columns, any one of which is enough.
 
     Raises:
         InputError: a file cannot be read, has no rows or lacks a column.
@@ -46,49 +47,45 @@ def read(files: Sequence[Path], **needs: Sequence[str]) -> list[Entry]:
     return [row for path in files for row in _rows(path, needs)]
 
 
-def has(rows: Sequence[Entry], *columns: str) -> bool:
+def has(rows: Sequence[Row], *columns: str) -> bool:
     """Whether all of these columns occur in the rows."""
-    return all(any(fold(column) in record for _, record in rows) for column in columns)
+    return all(any(_normalised(column) in record for _, record in rows) for column in columns)
 
 
 def value(record: Record, *columns: str) -> Any:
-    """The value of the first of `columns` in which the record says something, else None."""
-    values = (record.get(fold(column)) for column in columns)
-    return next((found for found in values if found not in (None, "")), None)
+    """The first value of `columns` that is not empty, else None."""
+    values = (record.get(_normalised(column)) for column in columns)
+    return next((value for value in values if value not in (None, "")), None)
 
 
-def text(row: Entry, *columns: str) -> str:
-    """The words of the first of `columns` that holds any, else "".
+def text(row: Row, *columns: str) -> str:
+    """The text of the first of `columns` that is not empty, else "".
 
     Raises:
         InputError: it holds something other than text.
     """
-    where, record = row
-    return words(value(record, *columns), f"{where}: {columns[0]}")
+    place, record = row
+    return as_text(value(record, *columns), f"{place}: {columns[0]}")
 
 
-def words(found: Any, what: str) -> str:
-    """A value as text without blanks at its ends; None is no text.
+def as_text(value: Any, what: str) -> str:
+    """A value as text without spaces at its ends; None is "".
 
     Raises:
-        InputError: `what` is no text, or such as no tokenizer takes.
+        InputError: `what` is not text, or not valid Unicode, which no tokenizer accepts.
     """
-    if found is None:
+    if value is None:
         return ""
-    if isinstance(found, (dict, list)):
-        raise InputError(f"{what} must be text, got a {type(found).__name__}")
-    stripped = str(found).strip()
+    if isinstance(value, (dict, list)):
+        raise InputError(f"{what} must be text, got a {type(value).__name__}")
+    stripped = str(value).strip()
     if re.search("[\ud800-\udfff]", stripped):
-        raise InputError(f"{what} holds half a character")
+        raise InputError(f"{what} contains half a surrogate pair, which is not valid Unicode")
     return stripped
 
 
-def fold(column: str) -> str:
-    return re.sub(r"[\s_]", "", column).lower()
-
-
 def parsed(content: str, where: str) -> Any:
-    """What JSON says."""
+    """The value of a JSON text."""
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
@@ -105,20 +102,27 @@ def content(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _rows(path: Path, needs: dict[str, Sequence[str]]) -> list[Entry]:
+def _normalised(column: str) -> str:
+    return re.sub(r"[\s_]", "", column).lower()
+
+
+def _rows(path: Path, needs: dict[str, Sequence[str]]) -> list[Row]:
     if path.suffix not in _READERS:
         raise InputError(f"{path} must be a {', '.join(_READERS)} file")
     rows = list(_READERS[path.suffix](path))
     if not rows:
         raise InputError(f"{path} has no rows")
-    found = list(dict.fromkeys(column for _, row in rows for column in row))
+    header = list(dict.fromkeys(column for _, row in rows for column in row))
     for need, columns in needs.items():
-        if not {fold(c) for c in columns} & {fold(c) for c in found}:
+        if not {_normalised(c) for c in columns} & {_normalised(c) for c in header}:
             raise InputError(
                 f"{path} has no column for the {need}: it needs one of {', '.join(columns)}, "
-                f"it has {shorten(', '.join(found), 200)}"
+                f"it has {shorten(', '.join(header), 200)}"
             )
-    return [(f"{path}, row {n}", {fold(c): held for c, held in row.items()}) for n, row in rows]
+    return [
+        (f"{path}, row {n}", {_normalised(column): value for column, value in row.items()})
+        for n, row in rows
+    ]
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Record]]:
@@ -145,10 +149,10 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Record]]:
-    held = content(path)
-    rows = parsed(held, str(path)) if held.strip() else []
+    text = content(path)
+    rows = parsed(text, str(path)) if text.strip() else []
     if not isinstance(rows, list):
-        raise InputError(f"{path} must hold a list of records")
+        raise InputError(f"{path} must be a list of records")
     for number, row in enumerate(rows, 1):
         yield number, _record(row, f"{path}, row {number}")
 
@@ -159,7 +163,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Record]]:
         from pyarrow.parquet import read_table
     except ImportError:
         raise InputError(
-            f"{path}: Parquet is read by pyarrow: pip install 'robench[parquet]'"
+            f"{path}: reading Parquet needs pyarrow: pip install 'robench[parquet]'"
         ) from None
     try:
         yield from enumerate(read_table(path).to_pylist(), 1)
@@ -170,14 +174,14 @@ def _parquet(path: Path) -> Iterator[tuple[int, Record]]:
 _READERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
 
 
-def _record(held: Any, where: str) -> Record:
-    if not isinstance(held, dict):
-        raise InputError(f"{where} is no record, but a {type(held).__name__}")
-    return held
+def _record(row: Any, where: str) -> Record:
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not a record, but a {type(row).__name__}")
+    return row
 
 
 def _download(reference: str) -> list[Path]:
-    """The files of a dataset, from the local cache where the hub cannot be reached."""
+    """The files of a dataset, from the local cache if the hub cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -193,30 +197,30 @@ def _download(reference: str) -> list[Path]:
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise InputError(
-            f"{reference} is no file here, and the hub has no dataset {dataset} "
+            f"{reference} is not a local file, and the hub has no dataset {dataset} "
             "(a private one needs HF_TOKEN)"
         ) from None
     except OSError:
         raise InputError(
-            f"{reference} is no file here, the hub cannot be reached, and the dataset is not in "
-            "the local cache; check the network or HF_HOME, or give a file"
+            f"{reference} is not a local file, the hub cannot be reached, and the dataset is not "
+            "in the local cache; check the network or HF_HOME, or give a file"
         ) from None
     files = sorted(Path(folder).glob(pattern))
     if not files:
-        raise InputError(f"{reference}: no {pattern} in the dataset {dataset}, as far as is cached")
+        raise InputError(f"{reference}: no {pattern} in the dataset {dataset} (or in its cache)")
     return files
 
 
 def _only_file(dataset: str) -> str:
-    """The one readable file of a dataset."""
+    """The one file of a dataset that can be read."""
     from huggingface_hub import snapshot_download
 
-    listed = snapshot_download(dataset, repo_type="dataset", dry_run=True)
-    files = sorted(f.filename for f in listed if Path(f.filename).suffix in _READERS)
+    listing = snapshot_download(dataset, repo_type="dataset", dry_run=True)
+    files = sorted(f.filename for f in listing if Path(f.filename).suffix in _READERS)
     if len(files) != 1:
-        named = f" ({shorten(', '.join(files), 300)})" if files else ""
+        names = f" ({shorten(', '.join(files), 300)})" if files else ""
         raise InputError(
             f"the dataset {dataset} has {len(files)} files of the kinds {', '.join(_READERS)}"
-            f"{named}; name one: {dataset}/FILE"
+            f"{names}; name one: {dataset}/FILE"
         )
     return files[0]

@@ -1,6 +1,6 @@
-"""Training text for defenses, in the shapes in which it is published.
+"""Training text for defenses, in the formats in which it is published.
 
-A shape is known by its columns, whatever their case, spaces and underscores; the first that fits:
+A format is recognised by its columns, ignoring case, spaces and underscores; the first that fits:
 
     prompt, output, llama3_output        the circuit breakers' set (Zou et al., arXiv 2406.04313):
                                          a harmful request answered, and refused
@@ -23,82 +23,88 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robench.config import digest
 from robench.errors import InputError
 from robench.texts import behaviors, records
-from robench.texts.records import Entry
+from robench.texts.records import Row
 from robench.texts.refusals import refused
 from robench.types import Example
 
 REPLY = ("reply", "answer", "output", "response")
-OPENING = 80  # characters of a reply in which a refusal shows
-MOSTLY = 0.5
+OPENING = 80  # characters of a reply in which a refusal is looked for
+MOSTLY = 0.5  # share of refusals among harmful answers above which a file is rejected
 
 
 def load_examples(reference: Path | str) -> tuple[list[Example], str]:
     """The examples of a file, or of a dataset on the hub, in its order.
 
     Returns:
-        The examples, and a line on the rows that were left out, "" where none were.
+        The examples, and a line that says how many rows were left out, "" if none were.
 
     Raises:
-        InputError: it cannot be read, is of no known shape, holds nothing to train on, or what it
-            gives for harmful answers are mostly refusals.
+        InputError: it cannot be read, has no known format, holds nothing to train on, or most of
+            its answers to harmful requests are refusals.
     """
     files = records.find_files(reference)
     rows = records.read(files)
-    fitting = (shape for columns, shape in _SHAPES.items() if records.has(rows, *columns))
-    shape = next(fitting, None)
-    if shape is None:
+    matching = (reader for columns, reader in _FORMATS.items() if records.has(rows, *columns))
+    to_examples = next(matching, None)
+    if to_examples is None:
         rows = records.read(files, text=behaviors.TEXT, reply=REPLY)
-        shape = _plain
-    made = [list(shape(row)) for row in rows]
-    examples = [example for found in made for example in found]
-    empty = made.count([])
+        to_examples = _plain
+    examples_of_rows = [list(to_examples(row)) for row in rows]
+    examples = [example for of_row in examples_of_rows for example in of_row]
+    empty = examples_of_rows.count([])
     if not examples:
         raise InputError(f"{reference} has no row to train on: texts or labels are missing")
-    _answers_comply(examples, str(reference))
+    _check_answers_comply(examples, str(reference))
     note = f"{reference}: left out {empty} of {len(rows)} rows, without a text or label to train on"
     return examples, note if empty else ""
 
 
-def _answers_comply(examples: Sequence[Example], name: str) -> None:
-    """That what stands for harmful answers is not refusals: a defense would unlearn to refuse."""
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of the examples, in their order."""
+    return digest([[e.behavior.request, e.behavior.harmful, e.reply, e.kind] for e in examples])
+
+
+def _check_answers_comply(examples: Sequence[Example], name: str) -> None:
+    """Check that harmful answers are not mostly refusals: a defense would unlearn to refuse."""
     answers = [e.reply for e in examples if e.behavior.harmful and e.kind == "answer"]
     refusals = sum(refused(reply[:OPENING]) for reply in answers)
     if refusals > MOSTLY * len(answers):
         raise InputError(
             f"{name}: {refusals} of the {len(answers)} answers to harmful requests are refusals, "
             "and a defense trained on them would learn not to refuse; give answers that comply, "
-            "or mark these with a column kind that says refusal (completions of harmful requests "
-            "in WildJailbreak are refusals, too)"
+            "or label the refusals in a column kind (completions of harmful requests in "
+            "WildJailbreak are refusals, too)"
         )
 
 
-def _circuit_breakers(row: Entry) -> Iterator[Example]:
+def _circuit_breakers(row: Row) -> Iterator[Example]:
     yield from _example(row, "prompt", "output", harmful=True, kind="answer")
     yield from _example(row, "prompt", "llama3_output", harmful=True, kind="refusal")
 
 
-def _conversation(row: Entry) -> Iterator[Example]:
+def _conversation(row: Row) -> Iterator[Example]:
     """The first user turn and the reply to it.
 
     Differs: the papers train on all turns of a conversation; an example here has one reply, and
     later turns cannot be understood without those before.
     """
-    where, record = row
-    turns = records.value(record, "messages") or []
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise InputError(f"{where}: messages must be a list of records with role and content")
-    said = [turn for turn in turns if turn.get("role") != "system"]
-    if [turn.get("role") for turn in said[:2]] != ["user", "assistant"]:
+    place, record = row
+    messages = records.value(record, "messages") or []
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        raise InputError(f"{place}: messages must be a list of records with role and content")
+    turns = [turn for turn in messages if turn.get("role") != "system"]
+    if [turn.get("role") for turn in turns[:2]] != ["user", "assistant"]:
         return
-    request, reply = (records.words(t.get("content"), f"{where}: content") for t in said[:2])
+    request, reply = (records.as_text(t.get("content"), f"{place}: content") for t in turns[:2])
     harmful = _choice(row, "harmful", {"false": False, "true": True})
-    yield from _example((where, {"prompt": request, "reply": reply}), "prompt", "reply", harmful)
+    yield from _example((place, {"prompt": request, "reply": reply}), "prompt", "reply", harmful)
 
 
-def _wildguard(row: Entry) -> Iterator[Example]:
-    """Rows without all three labels, over-refusals and harmless replies to harm give nothing.
+def _wildguard(row: Row) -> Iterator[Example]:
+    """Rows without all three labels, over-refusals and harmless replies to harmful prompts: none.
 
     Differs: Simko et al. (arXiv 2506.11938) take every compliance with a harmful prompt for
     harmful, whatever the label of the response.
@@ -114,16 +120,16 @@ def _wildguard(row: Entry) -> Iterator[Example]:
         yield from _example(row, "prompt", "response", *meaning)
 
 
-def _wildjailbreak(row: Entry) -> Iterator[Example]:
+def _wildjailbreak(row: Row) -> Iterator[Example]:
     """The completions of harmful prompts are refusals."""
-    manner, _, nature = records.text(row, "data_type").partition("_")
-    if manner in ("vanilla", "adversarial") and nature in ("harmful", "benign"):
+    column, _, nature = records.text(row, "data_type").partition("_")
+    if column in ("vanilla", "adversarial") and nature in ("harmful", "benign"):
         harmful = nature == "harmful"
-        yield from _example(row, manner, "completion", harmful, "refusal" if harmful else "answer")
+        yield from _example(row, column, "completion", harmful, "refusal" if harmful else "answer")
 
 
-def _repbend(row: Entry) -> Iterator[Example]:
-    """What answers a harmful prompt harmlessly is a refusal."""
+def _repbend(row: Row) -> Iterator[Example]:
+    """A harmless answer to a harmful prompt is a refusal."""
     harmful = _choice(row, "prompt_type", {"harmful": True, "harmless": False, "benign": False})
     if harmful:
         yield from _example(row, "prompt", "harmful_answer", harmful=True, kind="answer")
@@ -131,17 +137,17 @@ def _repbend(row: Entry) -> Iterator[Example]:
     yield from _example(row, "prompt", "harmless_answer", harmful, kind)
 
 
-def _plain(row: Entry) -> Iterator[Example]:
+def _plain(row: Row) -> Iterator[Example]:
     reply = records.text(row, *REPLY)
     if not reply:
         raise InputError(f"{row[0]} has no reply")
     kind = _choice(row, "kind", {"answer": "answer", "refusal": "refusal"})
     harmful = _choice(row, "harmful", {"true": True, "false": False})
-    yield Example(behaviors.of(row, harmful), reply, kind)
+    yield Example(behaviors.behavior_of(row, harmful), reply, kind)
 
 
-# The columns that tell a shape -> the examples of one of its rows.
-_SHAPES: Mapping[tuple[str, ...], Callable[[Entry], Iterator[Example]]] = {
+# The columns of a format -> the examples of one of its rows.
+_FORMATS: Mapping[tuple[str, ...], Callable[[Row], Iterator[Example]]] = {
     ("prompt", "output", "llama3_output"): _circuit_breakers,
     ("messages",): _conversation,
     (
@@ -157,18 +163,18 @@ _SHAPES: Mapping[tuple[str, ...], Callable[[Entry], Iterator[Example]]] = {
 
 
 def _example(
-    row: Entry, request: str, reply: str, harmful: bool, kind: Any = "answer"
+    row: Row, request_column: str, reply_column: str, harmful: bool, kind: Any = "answer"
 ) -> Iterator[Example]:
-    """The example of two columns, none where one of them is empty."""
-    said, answered = records.text(row, request), records.text(row, reply)
-    if said and answered:
-        behavior = behaviors.of((row[0], {"prompt": said}), harmful)
+    """The example of two columns, none if one of them is empty."""
+    request, reply = records.text(row, request_column), records.text(row, reply_column)
+    if request and reply:
+        behavior = behaviors.behavior_of((row[0], {"prompt": request}), harmful)
         category = records.text(row, "category", "subcategory")
-        yield Example(replace(behavior, category=category), answered, kind)
+        yield Example(replace(behavior, category=category), reply, kind)
 
 
-def _choice(row: Entry, column: str, meanings: Mapping[str, Any]) -> Any:
-    """What the value of a column means; the first meaning where there is no value."""
+def _choice(row: Row, column: str, meanings: Mapping[str, Any]) -> Any:
+    """The meaning of the value in a column; the first meaning if it is empty."""
     value = records.text(row, column).lower() or next(iter(meanings))
     if value not in meanings:
         raise InputError(f"{row[0]}: {column} must be {' or '.join(meanings)}, got {value!r}")

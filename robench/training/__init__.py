@@ -1,23 +1,20 @@
-"""Training defenses: texts to batches, losses, the loop, and LoRA adapters that come on and off.
+"""Training defenses: texts to batches, losses, the training loop, and LoRA adapters.
 
-What a defense may use stands here; the files behind it are the harness's own.
+Defenses use what is exported here; the files inside are internal.
 """
 
-from robench.training.adapters import (
-    Recipe,
-    adapter_applied,
-    trained_adapter,
-    tuned_and_base,
-    without_adapter,
-)
+from robench.training.adapters import Recipe, adapter_applied, trained_adapter
 from robench.training.base_states import BaseStates
 from robench.training.corpus import (
     Batch,
+    SplitTexts,
     Text,
     collate,
+    draw_safe_texts,
     draw_texts,
     split_examples,
     tokenise,
+    tokenise_split,
 )
 from robench.training.fine_tuning import FineTuning
 from robench.training.losses import (
@@ -30,6 +27,7 @@ from robench.training.losses import (
     masked_mean,
     triplet_hinge,
 )
+from robench.training.modes import evaluating, tuned_and_base, without_adapter
 
 __all__ = [
     "DISTANCES",
@@ -37,18 +35,22 @@ __all__ = [
     "Batch",
     "FineTuning",
     "Recipe",
+    "SplitTexts",
     "Text",
     "adapter_applied",
     "centroid",
     "collate",
     "cosine",
     "cosine_similarity",
+    "draw_safe_texts",
     "draw_texts",
+    "evaluating",
     "kl_divergence",
     "l2",
     "masked_mean",
     "split_examples",
     "tokenise",
+    "tokenise_split",
     "trained_adapter",
     "triplet_hinge",
     "tuned_and_base",

@@ -1,4 +1,4 @@
-"""LoRA adapters as peft folders: train an Objective once, put it on, take it off.
+"""LoRA adapters as peft folders: trained once on an Objective, applied to a model, removed.
 
 The undefended model is never a second copy: it is the same weights with the adapter off.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -24,9 +24,9 @@ from robench.config import as_dict, digest
 from robench.errors import Failure
 from robench.identity import source_digest
 from robench.model.chat_model import ChatModel
-from robench.model.folding import fold, off
+from robench.model.folding import fold_adapter
 from robench.model.hooks import blocks
-from robench.training.corpus import Batch, fingerprint
+from robench.texts.training_texts import fingerprint
 from robench.training.loop import Cost, train_loop
 from robench.types import Context, Defense, Objective
 
@@ -36,12 +36,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an adapter is, and how fast it learns.
+    """Size, place and learning rate of an adapter.
 
-    layers: the adapter sits on every linear map of decoder blocks 1..layers
-    spread: standard deviation of LoRA's B at the start; at B = 0 the gradient of some losses is
-            exactly zero, and in fp32 no rounding noise ever starts the training
-    checkpointing: blocks are computed again in the backward pass instead of being held in memory
+    layers:        the adapter is on every linear layer of decoder blocks 1..layers
+    rate:          AdamW's learning rate
+    rank, alpha, dropout: LoRA's
+    spread:        standard deviation of LoRA's B at the start; at B = 0 the gradient of some losses
+                   is exactly zero, and in fp32 no rounding noise ever starts the training
+    checkpointing: recompute blocks in the backward pass instead of holding them in memory
     """
 
     layers: int
@@ -55,10 +57,12 @@ class Recipe:
     @classmethod
     def of(cls, defense: Any, layers: int) -> Recipe:
         """The recipe in the fields of a defense (`lora_alpha` is alpha), else the defaults."""
-        names = {field.name: field.name for field in fields(cls)} | {"alpha": "lora_alpha"}
-        del names["layers"]
-        own = {to: getattr(defense, name) for to, name in names.items() if hasattr(defense, name)}
-        return cls(layers, **own)
+        sources = {field.name: field.name for field in fields(cls)} | {"alpha": "lora_alpha"}
+        del sources["layers"]
+        declared = {field.name for field in fields(defense)}
+        return cls(
+            layers, **{to: getattr(defense, by) for to, by in sources.items() if by in declared}
+        )
 
 
 @contextmanager
@@ -68,30 +72,31 @@ def trained_adapter(
     model: ChatModel,
     ctx: Context,
     cache: Path,
-    objective: Callable[[ChatModel], Objective],
+    make_objective: Callable[[ChatModel], Objective],
 ) -> Iterator[ChatModel]:
-    """The model with an adapter on, trained at the first visit; afterwards the base as it was.
+    """The model with an adapter, which is trained on first use; afterwards the base as it was.
 
     Args:
         defense: whose adapter it is; its settings go into the record.
-        recipe: size, place and step size of the adapter.
+        recipe: size, place and learning rate of the adapter.
         model: the base model; its weights never change.
-        ctx: whose seed and examples go into the record.
-        cache: where the peft folder is or will be; a killed training goes on from a file beside it.
-        objective: makes the Objective from the model with the untrained adapter on.
+        ctx: its seed and hashes of its texts go into the record.
+        cache: the peft folder, which exists or will be made; an interrupted training resumes from a
+            file next to it.
+        make_objective: makes the Objective from the model with the untrained adapter.
 
     Raises:
-        Failure: a loss was NaN or infinite.
+        Failure: a loss was NaN or infinite, or the training ran out of memory.
     """
     if not (cache / RECORD).is_file():
-        _train(defense, recipe, model, ctx, cache, objective)
+        _Training(defense, recipe, model, ctx, make_objective).run(cache)
     with adapter_applied(model, cache) as target:
         yield target
 
 
 @contextmanager
 def adapter_applied(model: ChatModel, folder: Path) -> Iterator[ChatModel]:
-    """The model with the adapter of a peft folder on; afterwards the base as it was.
+    """The model with the adapter of a peft folder; afterwards the base as it was.
 
     Raises:
         Failure: the adapter does not fit the model, or the files are damaged.
@@ -99,31 +104,31 @@ def adapter_applied(model: ChatModel, folder: Path) -> Iterator[ChatModel]:
     from peft import PeftConfig, get_peft_model
     from safetensors import SafetensorError
 
-    refused = f"the adapter in {folder.name} cannot be put on"
+    rejected = f"the adapter in {folder.name} cannot be applied"
     config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or config.is_adaption_prompt:
-        raise Failure(f"{refused}: it adds prompt tokens; robench wears what sits on the weights")
+        raise Failure(f"{rejected}: it adds prompt tokens; robench applies those on weights")
     config.inference_mode = True
     try:
-        with _quiet(), torch.random.fork_rng():
+        with _without_deprecations(), torch.random.fork_rng():
             adapter = get_peft_model(model.network, config)
     except (ValueError, KeyError) as error:
-        raise Failure(f"{refused}: {_line(error)}") from error
+        raise Failure(f"{rejected}: {_one_line(error)}") from error
     with ExitStack() as undo:
         undo.callback(adapter.unload)
         try:
-            _fill(adapter, folder)
+            _load_weights(adapter, folder)
         except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise Failure(f"{refused}: {_line(error)}") from error
+            raise Failure(f"{rejected}: {_one_line(error)}") from error
         adapter.eval().requires_grad_(False)
-        folded = fold(adapter)
+        folded = fold_adapter(adapter)
         if folded:
-            undo.callback(folded.put, on=False)
+            undo.callback(folded.disable)
         yield replace(model, adapter=folded or adapter)
 
 
-def _fill(adapter: Any, folder: Path) -> None:
-    """Load the weights of a peft folder, all of them: a part that is missing would be undefended.
+def _load_weights(adapter: Any, folder: Path) -> None:
+    """Load all weights of a peft folder: a part that is missing would be undefended.
 
     Raises:
         ValueError: the file has other weights than the adapter.
@@ -131,113 +136,107 @@ def _fill(adapter: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    found = load_file(folder / "adapter_model.safetensors")
-    wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False).keys()
-    for names, what in ((wanted - found.keys(), "lacks"), (found.keys() - wanted, "has")):
+    weights = load_file(folder / "adapter_model.safetensors")
+    expected = get_peft_model_state_dict(adapter, save_embedding_layers=False).keys()
+    for names, verb in ((expected - weights.keys(), "lacks"), (weights.keys() - expected, "has")):
         if names:
-            also = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"for this model its file {what} {min(names)}{also}")
-    set_peft_model_state_dict(adapter, found)
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"for this model its file {verb} {min(names)}{more}")
+    set_peft_model_state_dict(adapter, weights)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+@dataclass(frozen=True)
+class _Training:
+    """The training of one adapter; fields as in `trained_adapter`."""
 
+    defense: Defense
+    recipe: Recipe
+    model: ChatModel
+    ctx: Context
+    make_objective: Callable[[ChatModel], Objective]
 
-@contextmanager
-def without_adapter(model: ChatModel) -> Iterator[None]:
-    """The frozen reference inside a training step: adapter off, eval mode, no gradients."""
-    training = model.network.training
-    model.network.eval()
-    try:
-        with torch.no_grad(), off(model.adapter):
-            yield
-    finally:
-        model.network.train(training)
+    def run(self, cache: Path) -> None:
+        """Train the adapter, or resume, and write its peft folder."""
+        from peft import get_peft_model, get_peft_model_state_dict
 
+        purpose = self._purpose()
+        checkpoint = cache.with_name(f"{cache.name}.checkpoint.safetensors")
+        network = self.model.network
+        with torch.random.fork_rng():
+            torch.manual_seed(self.ctx.seed)
+            with _without_deprecations():
+                adapter = get_peft_model(network, self._lora_config())
+            try:
+                with _checkpointed(network, self.recipe.checkpointing):
+                    adapter.train()
+                    curves, cost, notes = self._fit(adapter, checkpoint, digest(purpose))
+                trained = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+                config = adapter.peft_config["default"]
+            except torch.OutOfMemoryError as error:
+                raise Failure(
+                    f"training ran out of memory: {_one_line(error)}; set the defense's field "
+                    "`checkpointing` to true or `batch` to a smaller number"
+                ) from error
+            finally:
+                adapter.unload()
+                network.eval()
+        record = {
+            "robench": version("robench"),
+            **purpose,
+            "steps": len(next(iter(curves.values()), [])),
+            "train_seconds": round(cost.seconds, 3),
+            "train_tflop": round(cost.tflop, 6),
+            "notes": notes,
+            "curves": curves,
+        }
+        _save(cache, config, trained, record)
+        checkpoint.unlink(missing_ok=True)
 
-def tuned_and_base(
-    model: ChatModel, batch: Batch, layers: Sequence[int], tokens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """States (layers, tokens, d) with the adapter on and, without gradients, off."""
-    tuned, _ = model.forward(batch.ids, batch.all_text, layers, tokens)
-    with without_adapter(model):
-        base, _ = model.forward(batch.ids, batch.all_text, layers, tokens)
-    return tuned, base
+    def _fit(
+        self, adapter: Any, checkpoint: Path, purpose: str
+    ) -> tuple[Mapping[str, list[float]], Cost, dict[str, object]]:
+        """Loss curves, cost and the objective's notes of the training of a new adapter."""
+        usage = self.model.usage
+        start, start_tflop = time.perf_counter(), usage.tflop
 
+        def cost() -> Cost:
+            return Cost(time.perf_counter() - start, usage.tflop - start_tflop)
 
-def _train(
-    defense: Defense,
-    recipe: Recipe,
-    model: ChatModel,
-    ctx: Context,
-    cache: Path,
-    objective: Callable[[ChatModel], Objective],
-) -> None:
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+        parameters = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
+        for name, parameter in parameters.items():
+            if "lora_B" in name and self.recipe.spread:
+                nn.init.normal_(parameter, std=self.recipe.spread)
+        objective = self.make_objective(replace(self.model, adapter=adapter))
+        rate = self.recipe.rate
+        curves, total = train_loop(objective, parameters, rate, checkpoint, purpose, cost)
+        return curves, total, objective.notes()
 
-    purpose = {
-        "defense": type(defense).__name__,
-        "settings": as_dict(defense),
-        "recipe": asdict(recipe),
-        "source": source_digest(defense),
-        "base_model": str(model.network.name_or_path),
-        "base_identity": model.identity,
-        "train_data": fingerprint(ctx.examples),
-        "reference_data": digest([[b.request, b.harmful] for b in ctx.references]),
-        "seed": ctx.seed,
-    }
-    checkpoint = cache.with_name(f"{cache.name}.checkpoint.safetensors")
-    started, counted = time.perf_counter(), model.usage.tflop
+    def _purpose(self) -> dict[str, Any]:
+        """What is trained: the head of the record, and the key that a checkpoint must have."""
+        return {
+            "defense": type(self.defense).__name__,
+            "settings": as_dict(self.defense),
+            "recipe": asdict(self.recipe),
+            "source": source_digest(self.defense),
+            "base_model": str(self.model.network.name_or_path),
+            "base_identity": self.model.identity,
+            "train_data": fingerprint(self.ctx.examples),
+            "reference_data": digest([[b.request, b.harmful] for b in self.ctx.references]),
+            "seed": self.ctx.seed,
+        }
 
-    def spent() -> Cost:
-        return Cost(time.perf_counter() - started, model.usage.tflop - counted)
+    def _lora_config(self) -> Any:
+        from peft import LoraConfig
 
-    with torch.random.fork_rng():
-        torch.manual_seed(ctx.seed)
-        config = LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            lora_dropout=recipe.dropout,
+        return LoraConfig(
+            r=self.recipe.rank,
+            lora_alpha=self.recipe.alpha,
+            lora_dropout=self.recipe.dropout,
             bias="none",
             task_type="CAUSAL_LM",
-            target_modules=_linear_names(model.network),
-            layers_to_transform=list(range(recipe.layers)),
+            target_modules=_linear_names(self.model.network),
+            layers_to_transform=list(range(self.recipe.layers)),
         )
-        with _quiet():
-            adapter = get_peft_model(model.network, config)
-        try:
-            with _checkpointed(model.network, recipe.checkpointing):
-                adapter.train()
-                parameters = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
-                for name, parameter in parameters.items():
-                    if "lora_B" in name and recipe.spread:
-                        nn.init.normal_(parameter, std=recipe.spread)
-                goal = objective(replace(model, adapter=adapter))
-                curves, cost = train_loop(
-                    goal, parameters, recipe.rate, checkpoint, digest(purpose), spent
-                )
-            trained = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-            config = adapter.peft_config["default"]
-        except torch.OutOfMemoryError as error:
-            raise Failure(
-                f"training ran out of memory: {_line(error)}; set the defense's field "
-                "`checkpointing` to true or `batch` to less"
-            ) from error
-        finally:
-            adapter.unload()
-            model.network.eval()
-    record = {
-        "robench": version("robench"),
-        **purpose,
-        "steps": len(next(iter(curves.values()), [])),
-        "train_seconds": round(cost.seconds, 3),
-        "train_tflop": round(cost.tflop, 6),
-        "notes": goal.notes(),
-        "curves": curves,
-    }
-    _save(cache, config, trained, record)
-    checkpoint.unlink(missing_ok=True)
 
 
 def _save(cache: Path, config: Any, trained: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -279,42 +278,47 @@ def _card(record: dict[str, Any]) -> str:
             "",
             f"A safety defense as a LoRA adapter, trained by robench {record['robench']} in "
             f"{record['steps']} steps with seed {record['seed']}. Settings, data hashes and loss "
-            f"curves stand in `{RECORD}`.",
+            f"curves are in `{RECORD}`.",
             "",
             "| loss | first step | last step |",
             "|---|---|---|",
             *losses,
             "",
-            "How well it holds is for `robench run --defenses adapter:FOLDER` to say.",
+            "`robench run --defenses adapter:FOLDER` measures how well it holds.",
             "",
         ]
     )
 
 
 @contextmanager
-def _checkpointed(network: Any, wanted: bool) -> Iterator[None]:
-    if wanted:
-        with _quiet():
+def _checkpointed(network: Any, enabled: bool) -> Iterator[None]:
+    if enabled:
+        with _without_deprecations():
             network.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
-        if wanted:
-            with _quiet():
+        if enabled:
+            with _without_deprecations():
                 network.gradient_checkpointing_disable()
 
 
 def _linear_names(network: nn.Module) -> list[str]:
-    """Names of the linear maps inside a decoder block: q_proj, down_proj, ..."""
-    inside = blocks(network)[0].named_modules()
-    return sorted({n.rpartition(".")[2] for n, m in inside if isinstance(m, nn.Linear)})
+    """Names of the linear layers inside a decoder block: q_proj, down_proj, ..."""
+    modules = blocks(network)[0].named_modules()
+    return sorted({n.rpartition(".")[2] for n, m in modules if isinstance(m, nn.Linear)})
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Names of transformers that are about to go: nothing a user could mend.
+def _without_deprecations() -> Iterator[None]:
+    """Ignore deprecations in transformers that a user can do nothing about.
 
-    peft uses one, and the others' successors are unknown to versions that robench supports.
+    peft uses one of the names, and those that replace the others are unknown to versions that
+    robench supports.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")

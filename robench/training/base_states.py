@@ -1,4 +1,4 @@
-"""The undefended model's states of training texts, computed once where texts are drawn again."""
+"""The undefended model's states of training texts, computed once if texts are drawn repeatedly."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robench.model.chat_model import ChatModel
-from robench.training.adapters import without_adapter
 from robench.training.corpus import Batch, Text, collate
+from robench.training.modes import without_adapter
 
 BUDGET = 2**30  # bytes on the model's device that the states of one set of texts may take
 
@@ -15,45 +15,45 @@ _Key = tuple[int, ...]
 
 
 class BaseStates:
-    """What a training compares with: states with the adapter off, in eval mode, without gradients.
+    """The reference of a training: states with the adapter off, in eval mode, without gradients.
 
-    Where more texts will be drawn than there are and the states of all fit BUDGET, they are
-    computed once, before the training and in an order of their own: so they depend neither on the
-    batch that a text is drawn into nor on where a killed training goes on. Elsewhere they are
-    computed for each batch. The two agree but for rounding, as rows are padded differently.
+    If more texts will be drawn than there are and the states of all fit BUDGET, they are computed
+    once, before the training and in a fixed order: so they depend neither on the batch that a text
+    is drawn into nor on where an interrupted training resumes. Otherwise they are computed for each
+    batch. The two agree up to rounding, as rows are padded differently.
 
-    Not for |h' - h| where LoRA's B starts at zero: in one batch h' = h to the bit, and the gradient
-    is zero; beside states of another batch it is the direction of the rounding, of length one
-    (`adapters.tuned_and_base` is for that).
+    Not for |h' - h| if LoRA's B starts at zero: in one batch h' = h exactly, and the gradient is
+    zero; with states from another batch it is the direction of the rounding error, of length one
+    (use `tuned_and_base` for that).
 
     Args:
         model: with the adapter that is trained.
-        texts: those that batches will be made of.
+        texts: from which batches will be drawn.
         draws: how many texts the training will draw.
-        layers: 0..L, whose states are wanted.
+        layers: 0..L, those whose states are needed.
     """
 
     def __init__(
         self, model: ChatModel, texts: Sequence[Text], draws: int, layers: Sequence[int]
     ) -> None:
         self.model, self.layers = model, list(layers)
-        self._kept: dict[_Key, Tensor] = {}
+        self._states: dict[_Key, Tensor] = {}
         tokens = sum(len(text.prompt) + len(text.reply) for text in texts)
         size = tokens * len(self.layers) * model.width * model.dtype.itemsize
         if draws > len(texts) and size <= BUDGET:
-            self._keep(sorted(texts, key=lambda text: -len(_key(text))))
+            self._read_all(sorted(texts, key=lambda text: -len(_key(text))))
 
     def __call__(self, batch: Batch) -> Tensor:
-        """States (layers, tokens, d) of a batch, as `ChatModel.forward` gives them."""
-        if self._kept:
-            return torch.cat([self._kept[_key(text)] for text in batch.texts], dim=1)
+        """States (layers, tokens, d) of a batch, as `ChatModel.forward` returns them."""
+        if self._states:
+            return torch.cat([self._states[_key(text)] for text in batch.texts], dim=1)
         return self._read(batch)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Logits (tokens, vocab) of a batch, made of the last layer's states: they take less room.
+        """Logits (tokens, vocab) of a batch, from the last layer's states, which take less memory.
 
         Raises:
-            ValueError: the last layer is not among the wanted ones.
+            ValueError: the last layer is not among `layers`.
         """
         last = self(batch)[self.layers.index(self.model.depth)]
         with without_adapter(self.model):
@@ -64,15 +64,15 @@ class BaseStates:
             states, _ = self.model.forward(batch.ids, batch.all_text, self.layers)
         return states
 
-    def _keep(self, texts: Sequence[Text]) -> None:
-        """Read all texts, which come longest first."""
+    def _read_all(self, texts: Sequence[Text]) -> None:
+        """Read all texts, which are sorted by length, longest first."""
 
         def work(part: slice) -> tuple[Tensor, ...]:
             batch = collate(texts[part])
             return self._read(batch).split(batch.all_text.sum(1).tolist(), dim=1)
 
         for part, states in self.model.chunks.map(work, len(texts), len(_key(texts[0]))):
-            self._kept.update(zip(map(_key, texts[part]), states, strict=True))
+            self._states.update(zip(map(_key, texts[part]), states, strict=True))
 
 
 def _key(text: Text) -> _Key:

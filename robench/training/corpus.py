@@ -1,4 +1,4 @@
-"""Examples -> padded token batches with the masks that defenses train on."""
+"""Training examples -> padded token batches with the masks that defenses train on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robench.config import digest
 from robench.errors import Failure
 from robench.model.chat import Chat
 from robench.types import Example, user
@@ -21,21 +20,34 @@ class Text(NamedTuple):
 
 
 class SplitExamples(NamedTuple):
-    """Training examples by what they are for."""
+    """Training examples by kind.
 
-    harmful: list[Example]  # answers to harmful requests
-    refused: list[Example]  # refusals of harmful requests; may be empty
-    harmless: list[Example]  # answers to harmless requests
+    harmful:  answers to harmful requests
+    refused:  refusals of harmful requests; may be empty
+    harmless: answers to harmless requests
+    """
+
+    harmful: list[Example]
+    refused: list[Example]
+    harmless: list[Example]
+
+
+class SplitTexts(NamedTuple):
+    """`SplitExamples`, tokenised."""
+
+    harmful: list[Text]
+    refused: list[Text]
+    harmless: list[Text]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Padded ids (batch, time) with masks (batch, time) of the same shape.
 
-    texts:             what its rows were made of
-    all_text:          every real token
+    texts:             the texts of its rows
+    all_text:          all tokens but padding
     response:          the reply's tokens
-    last_prompt_token: the one token before the reply
+    last_prompt_token: the last token before the reply
     """
 
     texts: tuple[Text, ...]
@@ -46,33 +58,33 @@ class Batch:
 
 
 def split_examples(examples: Sequence[Example]) -> SplitExamples:
-    """The examples, sorted.
+    """The examples by kind; refusals of harmless requests are left out.
 
     Raises:
         Failure: there are no answers to harmful requests, or none to harmless ones.
     """
     answers = [e for e in examples if e.kind == "answer"]
-    found = SplitExamples(
+    split = SplitExamples(
         [e for e in answers if e.behavior.harmful],
         [e for e in examples if e.kind == "refusal" and e.behavior.harmful],
         [e for e in answers if not e.behavior.harmful],
     )
-    for name, side in (("harmful", found.harmful), ("harmless", found.harmless)):
-        if not side:
-            raise Failure(f"the training data has no answers to {name} requests")
-    return found
+    for kind, part in (("harmful", split.harmful), ("harmless", split.harmless)):
+        if not part:
+            raise Failure(f"the training data has no answers to {kind} requests")
+    return split
 
 
 def tokenise(
     chat: Chat, examples: Sequence[Example], blank: bool = False, limit: int = 512
 ) -> list[Text]:
-    """The examples through the chat template; `blank` empties the user's turn.
+    """The examples through the chat template, with an empty user turn if `blank`.
 
     Replies are cut to `limit` tokens. An example whose prompt is longer is left out: the published
-    code cuts it, and with its end the assistant's tag is lost.
+    code cuts the prompt, and so loses the assistant's tag at its end.
 
     Raises:
-        Failure: that leaves none.
+        Failure: no example is left.
     """
     texts = []
     for example in examples:
@@ -85,22 +97,31 @@ def tokenise(
     return texts
 
 
+def tokenise_split(chat: Chat, examples: Sequence[Example]) -> SplitTexts:
+    """The examples by kind, through the chat template.
+
+    Raises:
+        Failure: as `split_examples` and `tokenise`.
+    """
+    return SplitTexts(*(tokenise(chat, part) for part in split_examples(examples)))
+
+
 def collate(texts: Sequence[Text], side: Literal["left", "right"] = "right") -> Batch:
-    """Texts -> one batch, padded on a side; positions are counted from the masks."""
+    """Texts -> one batch, padded on a side."""
     rows = [[*text.prompt, *text.reply] for text in texts]
     time = max(map(len, rows))
     starts = torch.tensor([time - len(row) if side == "left" else 0 for row in rows])[:, None]
     ends = starts + torch.tensor([len(row) for row in rows])[:, None]
     replies = starts + torch.tensor([len(text.prompt) for text in texts])[:, None]
-    at = torch.arange(time).expand(len(rows), -1)
-    real = (starts <= at) & (at < ends)
+    position = torch.arange(time).expand(len(rows), -1)
+    real = (starts <= position) & (position < ends)
     ids = torch.zeros(len(rows), time, dtype=torch.long)
     ids[real] = torch.tensor([token for row in rows for token in row])
-    return Batch(tuple(texts), ids, real, real & (at >= replies), at == replies - 1)
+    return Batch(tuple(texts), ids, real, real & (position >= replies), position == replies - 1)
 
 
 def draw_texts(texts: Sequence[Text], size: int, rng: torch.Generator) -> list[Text]:
-    """`size` texts with replacement.
+    """`size` texts, drawn with replacement.
 
     Raises:
         Failure: there are none to draw from.
@@ -115,6 +136,11 @@ def draw_texts(texts: Sequence[Text], size: int, rng: torch.Generator) -> list[T
     return [texts[row] for row in torch.randint(len(texts), (size,), generator=rng).tolist()]
 
 
-def fingerprint(examples: Sequence[Example]) -> str:
-    """The hash of what the examples say, in their order."""
-    return digest([[e.behavior.request, e.behavior.harmful, e.reply, e.kind] for e in examples])
+def draw_safe_texts(texts: SplitTexts, size: int, share: float, rng: torch.Generator) -> list[Text]:
+    """`size` safe texts: a share of refusals of harmful requests, then answers to harmless ones.
+
+    Raises:
+        Failure: the share is not zero and there are no refusals.
+    """
+    refusals = draw_texts(texts.refused, round(share * size), rng)
+    return refusals + draw_texts(texts.harmless, size - len(refusals), rng)

@@ -1,6 +1,6 @@
 """The training loop: AdamW on an Objective, with progress, a NaN guard and checkpoints.
 
-A killed training goes on from its last checkpoint and ends with the weights that it would have had.
+An interrupted training resumes from its last checkpoint and ends with the same weights.
 """
 
 import json
@@ -31,39 +31,40 @@ class Cost(NamedTuple):
 
 
 def train_loop(
-    goal: Objective,
+    objective: Objective,
     parameters: Mapping[str, nn.Parameter],
     rate: float,
     checkpoint: Path,
     purpose: str,
-    spent: Callable[[], Cost],
+    cost: Callable[[], Cost],
 ) -> tuple[Curves, Cost]:
-    """Train until the objective is done: constant rate, no weight decay.
+    """Train until the objective is done: constant learning rate, no weight decay.
 
     Args:
-        goal: computes and backpropagates the losses of each step.
-        parameters: what is trained, by name.
-        checkpoint: the file that a killed training left, or will be continued from.
-        purpose: says what is being trained, so that no other training's file is continued.
-        spent: what has been spent on it so far, since it was last taken up.
+        objective: computes and backpropagates the losses of each step.
+        parameters: the trained parameters by name.
+        rate: the learning rate.
+        checkpoint: the file that the training resumes from if it exists, and is saved to.
+        purpose: a hash of what is trained: a checkpoint of another training is ignored.
+        cost: the cost of this training since it was started or resumed.
 
     Returns:
-        The losses per step by name, and what it took, what came before interruptions included.
+        The losses per step by name, and the whole cost, including that before interruptions.
 
     Raises:
         Failure: a loss or a parameter was NaN or infinite.
     """
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
-    step, before, curves = _resume(checkpoint, purpose, goal, parameters, optimizer)
+    step, earlier, curves = _resume(checkpoint, purpose, objective, parameters, optimizer)
 
     def total() -> Cost:
-        now = spent()
-        return Cost(before.seconds + now.seconds, before.tflop + now.tflop)
+        now = cost()
+        return Cost(earlier.seconds + now.seconds, earlier.tflop + now.tflop)
 
     with tqdm(desc="training", unit="step", initial=step, leave=False, disable=None) as bar:
-        while not goal.done(step):
+        while not objective.done(step):
             step += 1
-            losses = goal.backward(step)
+            losses = objective.backward(step)
             for name, value in losses.items():
                 if value != value or abs(value) == float("inf"):
                     raise Failure(f"training stopped: {name} is {value} at step {step}")
@@ -75,7 +76,7 @@ def train_loop(
             if step % EVERY == 0:
                 _check_finite(parameters, step)
                 about = {"purpose": purpose, "step": step, "spent": total(), "curves": curves}
-                _save(checkpoint, about, goal, parameters, optimizer)
+                _save(checkpoint, about, objective, parameters, optimizer)
     _check_finite(parameters, step)
     return curves, total()
 
@@ -83,7 +84,7 @@ def train_loop(
 def _check_finite(parameters: Mapping[str, nn.Parameter], step: int) -> None:
     for name, parameter in parameters.items():
         if not parameter.isfinite().all():
-            raise Failure(f"training stopped: {name} is not finite behind step {step}")
+            raise Failure(f"training stopped: {name} is not finite after step {step}")
 
 
 def _save(
@@ -109,11 +110,11 @@ def _save(
 def _resume(
     checkpoint: Path,
     purpose: str,
-    goal: Objective,
+    objective: Objective,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> tuple[int, Cost, Curves]:
-    """Steps done, cost and curves of the checkpoint, everything else put in its place."""
+    """Steps, cost and curves of the checkpoint; all other state is restored."""
     if not checkpoint.is_file():
         return 0, Cost(), {}
     with safe_open(checkpoint, framework="pt") as file:
@@ -121,23 +122,23 @@ def _resume(
         if about["purpose"] != purpose:
             return 0, Cost(), {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    parts: dict[str, dict[str, Tensor]] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        kind, _, rest = name.partition("/")
-        parts.setdefault(kind, {})[rest] = tensor
-    goal.load(parts.get("goal", {}))
+        group, _, rest = name.partition("/")
+        groups.setdefault(group, {})[rest] = tensor
+    objective.load(groups.get("goal", {}))
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(parts["parameter"][name])
+            parameter.copy_(groups["parameter"][name])
             optimizer.state[parameter] = {
-                kind.partition(".")[2]: part[name].to(
-                    "cpu" if kind == "optimizer.step" else parameter.device
+                group.partition(".")[2]: values[name].to(
+                    "cpu" if group == "optimizer.step" else parameter.device
                 )
-                for kind, part in parts.items()
-                if kind.startswith("optimizer.") and name in part
+                for group, values in groups.items()
+                if group.startswith("optimizer.") and name in values
             }
-    torch.set_rng_state(parts["random"]["cpu"])
-    for device, state in parts["random"].items():
+    torch.set_rng_state(groups["random"]["cpu"])
+    for device, state in groups["random"].items():
         if device != "cpu":
             torch.cuda.set_rng_state(state, device)
     return about["step"], Cost(*about["spent"]), about["curves"]

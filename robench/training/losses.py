@@ -1,7 +1,7 @@
-"""Distances, means, hinge and KL: pure functions that methods share, fp32 inside.
+"""Distances, means, hinge and KL: pure functions that defenses share, computed in fp32.
 
-States are (layers, batch, time, d) with a mask (batch, time); tokens that were gathered before come
-as (layers, tokens, d) with a mask (tokens,) or None, which lets every token count.
+States are (layers, batch, time, d) with a mask (batch, time); tokens that are already gathered are
+(layers, tokens, d) with a mask (tokens,) or None, with which every token counts.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def squared_normalised(x: Tensor, y: Tensor) -> Tensor:
 
 
 def nothing(x: Tensor, y: Tensor) -> Tensor:
-    """0, whatever the states: the term that is left out."""
+    """0, whatever the states: for a term that is left out."""
     return torch.zeros(torch.broadcast_shapes(x.shape, y.shape)[:-1], device=x.device)
 
 
@@ -84,13 +84,13 @@ def triplet_hinge(
 ) -> Tensor:
     """The mean over layers and tokens of [d(anchor, positive) - d(anchor, negative) + margin]_+.
 
-    Nothing is detached here. CRL (2506.11938) uses it twice; rerouting is positive "none", negative
+    No argument is detached. CRL (2506.11938) uses it twice; rerouting is positive "none", negative
     "cos", margin 1; RepBend's forget term is positive "none", negative "l2" and a margin that keeps
     the hinge open.
 
     Args:
-        anchor, positive, negative: (layers, batch, time, d), or what broadcasts to it, as a
-            centroid (layers, 1, 1, d) does.
+        anchor, positive, negative: (layers, batch, time, d), or broadcastable to it, such as a
+            centroid (layers, 1, 1, d).
         mask: (batch, time), the tokens that count.
         d_positive, d_negative: keys of DISTANCES.
     """
@@ -109,7 +109,7 @@ def kl_divergence(
 ) -> Tensor:
     """temperature^2 KL between the next-token distributions, in nats.
 
-    Distributions are made for KL_CHUNK tokens at a time, and again in the backward pass.
+    Distributions are computed for KL_CHUNK tokens at a time, and again in the backward pass.
 
     Args:
         base_logits, tuned_logits: (batch, time, vocab), or (tokens, vocab) without a mask.

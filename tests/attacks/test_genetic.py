@@ -161,7 +161,7 @@ def test_the_best_never_gets_worse(cycle):
 
 def test_elites_pass_unchanged():
     line = genetic._Population([f"Say {i}. [REQUEST]" for i in range(20)], rng())
-    line.known = {member: value(member) for member in line.members}
+    line.loss_of = {member: value(member) for member in line.members}
     best = sorted(line.members, key=value)[:4]
     new = lambda texts, _: ["New. [REQUEST]"] * len(texts)  # noqa: E731
     line.breed(1, new, Settings(elites=0.2, mutation=1.0), {})
@@ -173,7 +173,7 @@ def test_without_crossover_and_mutation_the_population_becomes_copies():
     run(Settings(steps=60, crossover=0.0, elites=0.1), losses, size=8)
     assert sum(map(len, losses.asked)) == 8  # nothing new is ever scored
     line = genetic._Population([f"{i}. [REQUEST]" for i in range(8)], rng())
-    line.known = {member: float(i) for i, member in enumerate(line.members)}
+    line.loss_of = {member: float(i) for i, member in enumerate(line.members)}
     for step in range(1, 60):
         line.breed(step, [], Settings(crossover=0.0), {})
     assert set(line.members) == {"0. [REQUEST]"}
@@ -220,7 +220,7 @@ def test_mutation_takes_from_the_reservoir_with_its_chance():
     reservoir = ["r1 [REQUEST]", "r2 [REQUEST]"]
 
     def draw(texts, generator):
-        return genetic.drawn(texts, reservoir, generator)
+        return genetic.from_reservoir(texts, reservoir, generator)
 
     mutated = genetic.mutate(members, draw, 0.1, rng())
     hits = Counter(new for old, new in zip(members, mutated, strict=True) if new != old)
@@ -242,11 +242,11 @@ def test_a_rewriting_that_loses_or_doubles_the_placeholder_is_refused():
 
 def test_the_dictionary_of_words_by_hand():
     members = ["The calm pupil, the [REQUEST]", "A Calm TUTOR. REQUEST me: [REQUEST]"]
-    first = genetic.valued({}, members, [-1.0, -3.0], 0)
+    first = genetic.word_values({}, members, [-1.0, -3.0], 0)
     assert first == {"pupil": -1.0, "calm": -2.0, "tutor": -3.0, "request": -3.0}
-    second = genetic.valued(first, ["calm calm tale [REQUEST]"], [-1.0], 0)
+    second = genetic.word_values(first, ["calm calm tale [REQUEST]"], [-1.0], 0)
     assert second == {"pupil": -1.0, "tale": -1.0, "calm": -1.5, "tutor": -3.0, "request": -3.0}
-    assert list(genetic.valued(first, ["calm tale"], [-1.0], 3)) == ["pupil", "tale", "calm"]
+    assert list(genetic.word_values(first, ["calm tale"], [-1.0], 3)) == ["pupil", "tale", "calm"]
 
 
 WORDS = {"calm": -3.0, "quiet": -1.0, "still": -2.0, "tale": -4.0}
@@ -308,7 +308,7 @@ def test_rewording_steps_fall_between_crossover_steps():
     kinds = []
     line = genetic._Population(["calm a. [REQUEST]", "quiet b. [REQUEST]", "c. [REQUEST]"], rng())
     for step in range(1, 8):
-        line.known = {m: value(m) for m in line.members}
+        line.loss_of = {m: value(m) for m in line.members}
         line.words = {}
         line.breed(step, [], Settings(cycle=3), {})
         kinds.append("words" if line.words else "sentences")

@@ -197,7 +197,7 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ValueError, match=word):
             RepE(**wrong)
-    with pytest.raises(InputError, match="layer 9 of a model with 2 decoder blocks"):
+    with pytest.raises(InputError, match="no layer 9 in a model with 2 decoder blocks"):
         fitted(layers=((1, 9),))
     with pytest.raises(InputError, match="positions"):
         resolve("attack", "repe", settings={"positions": "[first]"})
@@ -221,7 +221,7 @@ def test_presets_name_the_published_layers(preset, depth, layers, monkeypatch):
     model = tiny()
     monkeypatch.setattr(type(model), "depth", depth)
     attack = resolve("attack", f"repe:{preset}").instance
-    assert model.numbered(attack.layers[0]) == list(layers)
+    assert model.layer_numbers(attack.layers[0]) == list(layers)
 
 
 def test_it_breaks_the_organism():

@@ -320,11 +320,11 @@ def test_an_empty_target_is_refused():
     ("settings", "wrong"),
     [
         ({"apart": "0"}, "apart must be at least 1"),
-        ({"radius": "0"}, "radius must be positive"),
-        ({"threshold": "-1"}, "threshold must not be negative"),
+        ({"radius": "0"}, "radius must be above 0"),
+        ({"threshold": "-1"}, "threshold must be at least 0"),
         ({"optimiser": "adamw"}, "optimiser must be"),
         ({"configs": "[['', 0.1, 0.1]]"}, "init must not be empty"),
-        ({"configs": "[[a, 0, 0.1]]"}, "rate must be positive"),
+        ({"configs": "[[a, 0, 0.1]]"}, "rate must be above 0"),
         ({"configs": "[[a, 0.1]]"}, "configs must be"),
     ],
 )

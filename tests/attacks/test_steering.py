@@ -49,7 +49,7 @@ def test_roles_of_positions():
         "all": [[0, 1, 1], [1, 1, 1]],
     }
     for positions, acts in expected.items():
-        found = STEERING.among(role, STEERING.ROLES[positions])
+        found = STEERING.has_role(role, STEERING.ROLES[positions])
         assert found.int().squeeze(-1).tolist() == acts
 
 
@@ -101,11 +101,11 @@ def full(model, ids, roles, edits):
 
 def test_as_many_references_of_either_kind_drawn_by_the_seed():
     model, ctx = tiny(), tiny_context()
-    harmful, harmless = STEERING.read(model, ctx, 5, transfer=False)
+    harmful, harmless = STEERING.read_references(model, ctx, 5, transfer=False)
     assert harmful.shape == harmless.shape == (5, 3, 32)
-    again = STEERING.read(model, ctx, 5, transfer=False)
+    again = STEERING.read_references(model, ctx, 5, transfer=False)
     assert torch.equal(harmful, again[0]) and torch.equal(harmless, again[1])
-    assert not torch.equal(STEERING.read(model, tiny_context(1), 5, False)[0], harmful)
+    assert not torch.equal(STEERING.read_references(model, tiny_context(1), 5, False)[0], harmful)
 
 
 @pytest.mark.parametrize("name", ["repe", "scav", "scav_random"])
@@ -123,11 +123,11 @@ def test_too_few_references_are_a_failure(name, few):
 
 def test_transfer_reads_the_undefended_model(tmp_path):
     model, ctx = tiny(), tiny_context()
-    plain = STEERING.read(model, ctx, 4, transfer=True)[0]
+    plain = STEERING.read_references(model, ctx, 4, transfer=True)[0]
     defense = replace(load_class("defense", "circuit_breaker")(), steps=3, batch=2, rate=0.1)
     with defense.applied(model, ctx, tmp_path / "cache") as target:
-        assert torch.equal(STEERING.read(target, ctx, 4, transfer=True)[0], plain)
-        assert not torch.equal(STEERING.read(target, ctx, 4, transfer=False)[0], plain)
+        assert torch.equal(STEERING.read_references(target, ctx, 4, transfer=True)[0], plain)
+        assert not torch.equal(STEERING.read_references(target, ctx, 4, transfer=False)[0], plain)
 
 
 class Likes:
@@ -159,11 +159,11 @@ def test_a_single_setting_is_not_tried():
 
 def test_layers_by_number_and_by_depth():
     model = tiny()
-    assert model.numbered((2, -1, 1)) == [1, 2]
-    assert model.numbered((0.0, 1.0)) == [1, 2]
-    assert model.numbered((0.5, 0.5)) == [1]
-    with pytest.raises(InputError, match="layer 7 of a model with 2 decoder blocks"):
-        model.numbered((1, 7))
+    assert model.layer_numbers((2, -1, 1)) == [1, 2]
+    assert model.layer_numbers((0.0, 1.0)) == [1, 2]
+    assert model.layer_numbers((0.5, 0.5)) == [1]
+    with pytest.raises(InputError, match="no layer 7 in a model with 2 decoder blocks"):
+        model.layer_numbers((1, 7))
     for wrong in ((0.7, 0.3), (0.5, 1.5)):
         with pytest.raises(InputError, match="range of depths"):
-            model.numbered(wrong)
+            model.layer_numbers(wrong)

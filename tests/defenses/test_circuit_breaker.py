@@ -9,8 +9,9 @@ import torch
 from robench.errors import Failure
 from robench.methods.registry import load_class
 from robench.testing import quick, tiny, tiny_context
-from robench.training.adapters import CARD, RECORD, tuned_and_base, without_adapter
+from robench.training.adapters import CARD, RECORD
 from robench.training.losses import cosine_similarity, l2
+from robench.training.modes import tuned_and_base, without_adapter
 from robench.types import Prompt, user
 
 CircuitBreaker = load_class("defense", "circuit_breaker")

@@ -1,6 +1,5 @@
 """The controls: an untrained adapter changes no reply, harmless fine-tuning learns its answers."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from robench.methods.registry import load_class
 from robench.testing import quick, tiny, tiny_behaviors, tiny_context
-from robench.training.corpus import collate, split_examples, tokenise
+from robench.training.corpus import split_examples
 from robench.types import Prompt, user
 
 NoOp, BenignLoRA = load_class("defense", "noop"), load_class("defense", "benign_lora")
@@ -42,28 +41,6 @@ def test_benign_lora_learns_harmless_answers_alone(tmp_path):
         with replace(defense, steps=3).applied(model, context, tmp_path / name) as target:
             states.append(target.hidden([Prompt(user("Why?"))]))
     assert torch.equal(*states)  # what is said to harmful requests plays no part
-
-
-def test_the_loss_is_the_answers_cross_entropy(tmp_path):
-    model, ctx = tiny(), tiny_context()
-    source = __import__(BenignLoRA.__module__, fromlist=["FineTuning"])
-    goal = source.FineTuning(BenignLoRA(batch=4), model, ctx)
-    examples = split_examples(ctx.examples).harmless
-    texts = tokenise(model.chat, examples)
-    state = goal.rng.get_state()
-    rows = torch.randint(len(texts), (4,), generator=goal.rng).tolist()
-    goal.rng.set_state(state)
-    model.network.requires_grad_(True)
-    found = goal.backward(1)["answer"]
-    batch = collate([texts[i] for i in rows])
-    logits = model.network(batch.ids, batch.all_text.long()).logits.log_softmax(-1)
-    total, count = 0.0, 0
-    for row in range(4):
-        for time in batch.response[row].nonzero().flatten().tolist():
-            total -= logits[row, time - 1, batch.ids[row, time]].item()
-            count += 1
-    assert found == pytest.approx(total / count, abs=1e-5)
-    assert math.isfinite(found)
 
 
 def test_settings_are_checked():

@@ -15,9 +15,9 @@ from robench.identity import source_digest
 from robench.methods.registry import load_class, resolve
 from robench.testing import quick, tiny, tiny_context
 from robench.training import loop
-from robench.training.adapters import tuned_and_base, without_adapter
 from robench.training.corpus import collate, draw_texts, split_examples, tokenise
 from robench.training.losses import DISTANCES, centroid, cosine_similarity, l2
+from robench.training.modes import tuned_and_base, without_adapter
 from robench.types import Lengths
 
 CRL, CRLPlain = load_class("defense", "crl"), load_class("defense", "crl_plain")

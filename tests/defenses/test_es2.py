@@ -12,8 +12,9 @@ from robench.errors import Failure
 from robench.methods.registry import load_class
 from robench.testing import quick, tiny, tiny_context
 from robench.training import loop
-from robench.training.adapters import RECORD, without_adapter
+from robench.training.adapters import RECORD
 from robench.training.corpus import collate
+from robench.training.modes import without_adapter
 from robench.types import Prompt, user
 
 ES2 = load_class("defense", "es2")

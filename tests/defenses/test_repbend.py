@@ -7,9 +7,9 @@ import torch
 
 from robench.methods.registry import load_class
 from robench.testing import quick, tiny, tiny_context
-from robench.training.adapters import tuned_and_base
 from robench.training.corpus import collate, draw_texts
 from robench.training.losses import l2
+from robench.training.modes import tuned_and_base
 
 RepBend = load_class("defense", "repbend")
 SOURCE = __import__(RepBend.__module__, fromlist=["Bending"])

@@ -254,9 +254,9 @@ def test_a_hub_snapshot_is_recorded_by_its_commit(tmp_path: Path, monkeypatch) -
     ("name", "revision", "told"),
     [
         ("nowhere", "", "judge model: no model called 'nowhere'"),
-        ("./nowhere", "", "judge model: ./nowhere is no model folder"),
+        ("./nowhere", "", "judge model: no model folder at ./nowhere"),
         ("owner/name", "", "owner/name: the hub cannot be reached .* or give a folder"),
-        (".", "v1", "judge model: .@v1 is no model folder"),
+        (".", "v1", "judge model: no model folder at .@v1"),
     ],
 )
 def test_a_model_that_is_not_there_is_told_in_one_line(

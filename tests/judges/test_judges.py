@@ -152,7 +152,7 @@ def test_a_judge_that_is_no_dataclass_has_a_record_too() -> None:
         def score(self, behaviors, replies):
             return [0.0] * len(replies)
 
-    assert set(judges.record(Plain())) == {"source"}
+    assert set(judges.record(Plain())) == {"method", "source"}
 
 
 @pytest.mark.parametrize("name", ["keyword", "harmbench", "strongreject", "endpoint", "judgezoo"])

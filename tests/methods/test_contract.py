@@ -1,7 +1,6 @@
-"""Every attack on every defense, on tiny models of two shapes; the same rule for strangers."""
+"""Every attack on every defense and every judge, on tiny models of two shapes."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ import torch
 from robench.methods.registry import load_class, names, resolve
 from robench.testing import (
     attack_problems,
-    check,
     defense_problems,
+    judge_problems,
     quick,
     tiny,
     tiny_behaviors,
@@ -23,7 +22,6 @@ FAMILIES = ["llama", "gemma2"]
 DEFENSES = [
     name for name in names("defense") if not hasattr(load_class("defense", name), "argument")
 ]
-PREFILL = f"{Path(__file__).parents[1] / 'prefill.py'}:Prefill"
 
 
 def method(kind: str, name: str):
@@ -63,50 +61,6 @@ def test_the_undefended_view_is_the_base(tmp_path):
         assert torch.equal(target.undefended().hidden(prompt), plain)
 
 
-def test_a_strangers_attack_of_a_few_lines_passes():
-    assert check(PREFILL) == []
-
-
-BROKEN = {
-    "final attempts": "yield Attempt(behaviors[0], Prompt(user('a')))",
-    "same when run again": "\n".join(
-        [
-            "for b in behaviors:",
-            "            yield Attempt(b, Prompt(user(str(torch.rand(1)))), final=True)",
-        ]
-    ),
-    "depends on the behaviors beside": "\n".join(
-        [
-            "for b in behaviors:",
-            "            yield Attempt(b, Prompt(user(str(len(behaviors)))), final=True)",
-        ]
-    ),
-    "left hooks": "\n".join(
-        [
-            "model.network.register_forward_hook(lambda *a: None)",
-            "        for b in behaviors: yield Attempt(b, Prompt(user('a')), final=True)",
-        ]
-    ),
-    "weights are not": "\n".join(
-        [
-            "next(model.network.parameters()).data += 1",
-            "        for b in behaviors: yield Attempt(b, Prompt(user('a')), final=True)",
-        ]
-    ),
-    "raises ZeroDivisionError": "1 / 0; yield",
-}
-
-
-@pytest.mark.parametrize("problem", BROKEN)
-def test_the_check_finds(problem, tmp_path):
-    file = tmp_path / "broken.py"
-    file.write_text(
-        "import torch\n"
-        "from dataclasses import dataclass\n"
-        "from robench.types import Attempt, Prompt, user\n"
-        "@dataclass(frozen=True)\n"
-        "class Broken:\n"
-        "    def run(self, model, behaviors, ctx):\n"
-        f"        {BROKEN[problem]}\n"
-    )
-    assert any(problem in found for found in check(f"{file}:Broken"))
+@pytest.mark.parametrize("name", ["exact", "keyword"])
+def test_judges_keep_the_contract(name):
+    assert judge_problems(resolve("judge", name).instance) == []

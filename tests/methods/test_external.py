@@ -58,7 +58,7 @@ def test_an_adapter_of_another_model_is_a_hole(trained, tmp_path):
     wider = load_model(find_model(BUILT_IN))
     defense = resolve("defense", f"adapter:{trained[0]}").instance
     worn = defense.applied(wider, tiny_context(), tmp_path / "unused")
-    with pytest.raises(Failure, match="cannot be put on"), worn:
+    with pytest.raises(Failure, match="cannot be applied"), worn:
         pass
 
 

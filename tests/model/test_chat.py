@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from robench.errors import InputError
-from robench.model.chat import TODAY, Chat, fill
+from robench.model.chat import FIXED_DATE, Chat, fill_gap
 from robench.model.chat_model import ChatModel
 from robench.testing import FAMILIES, tiny
 from robench.types import GAP, user
@@ -18,7 +18,7 @@ MODEL = tiny()
 
 
 def whole(chat: Chat, messages, gap: str) -> list[int]:
-    return chat.encode([chat.render(fill(messages, gap))])[0]
+    return chat.encode([chat.render(fill_gap(messages, gap))])[0]
 
 
 TEXTS = [
@@ -46,9 +46,9 @@ def test_the_pieces_are_the_whole(text):
 
 def test_the_last_mark_is_the_gap():
     messages = user(f"one {GAP} two {GAP} three")
-    assert fill(messages, "X")[0]["content"] == f"one {GAP} two X three"
+    assert fill_gap(messages, "X")[0]["content"] == f"one {GAP} two X three"
     with pytest.raises(InputError, match="no gap"):
-        fill(user("none"), "X")
+        fill_gap(user("none"), "X")
     with pytest.raises(InputError, match="gap"):
         MODEL.chat.seams(user("none"))
 
@@ -82,7 +82,7 @@ def test_a_template_that_knows_no_system_prompt_says_so():
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     )
     tokenizer.chat_template = refusal + MODEL.chat.tokenizer.chat_template
-    with pytest.raises(InputError, match="refuses the conversation: no system"):
+    with pytest.raises(InputError, match="rejects the conversation: no system"):
         Chat(tokenizer, system="Be brief.").render(user("Hello"))
 
 
@@ -122,9 +122,9 @@ def test_real_templates_and_tokenizers(real_data, template, name):
     assert ids[len(ids) - len(seams.after_ids) :] == seams.after_ids
     assert chat.joiner == TOKENIZERS[name]
     target = "Sure, here is how"
-    assert chat.decode([chat.target_ids(fill(messages, " x"), target)])[0].strip() == target
+    assert chat.decode([chat.target_ids(fill_gap(messages, " x"), target)])[0].strip() == target
     bos = chat.tokenizer.bos_token
-    written = bos * 2 in chat.render(fill(messages, " x"))  # by the template itself
+    written = bos * 2 in chat.render(fill_gap(messages, " x"))  # by the template itself
     doubled = any(a == b == chat.tokenizer.bos_token_id for a, b in pairwise(ids))
     assert doubled <= written
 
@@ -138,13 +138,13 @@ def test_any_text_on_real_templates_and_tokenizers(real_data, template, name):
     for text, end in zip(TEXTS, cycle(["", " That is all. "]), strict=False):
         messages = user(f"{text}{GAP}{end}")
         seams = chat.seams(messages)
-        filled = chat.render(fill(messages, gap))
+        filled = chat.render(fill_gap(messages, gap))
         assert filled == f"{seams.before}{gap}{seams.after}"
         (ids,) = chat.encode([filled])
         k, m = len(seams.before_ids), len(ids) - len(seams.after_ids)
         assert (ids[:k], ids[m:]) == (seams.before_ids, seams.after_ids)
         assert chat.joiner + chat.decode([ids[k:m]])[0] == gap
-        target = chat.target_ids(fill(messages, gap), TEXTS[1])
+        target = chat.target_ids(fill_gap(messages, gap), TEXTS[1])
         assert chat.decode([target])[0].strip() == TEXTS[1]
 
 
@@ -173,7 +173,7 @@ def test_the_date_of_a_template_is_a_fixed_one():
     assert Chat(tokenizer).render(user("Hello")).startswith("Today: 26 Jul 2024\n")
     for form in ("%d %B %Y", "%A %-d/%-m/%y %H:%M", "%B %d, %Y"):
         tokenizer.chat_template = f"\n{{{{ strftime_now('{form}') }}}}\n{{{{ bos_token }}}}"
-        assert Chat(tokenizer).render(user("Hello")) == f"\n{TODAY.strftime(form)}\n<s>"
+        assert Chat(tokenizer).render(user("Hello")) == f"\n{FIXED_DATE.strftime(form)}\n<s>"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from robench.model.chat_model import ChatModel
 from robench.model.decoding import sample_tokens
-from robench.model.hooks import at_depth, blocks, kept, number
+from robench.model.hooks import at_depth, blocks, captured_states, layer_number
 from robench.testing import FAMILIES, tiny
 from robench.training.corpus import Batch, collate, tokenise
 from robench.types import GAP, LAST, PAD, PROMPT, REPLY, Behavior, Example, Prompt, user
@@ -101,7 +101,7 @@ def test_every_end_token_of_the_generation_config_ends_a_reply():
     (reply,) = several.replies(PROMPTS[1:2])
     assert (reply.truncated, reply.tokens) == (False, 4)
     assert reply.text == model.chat.tokenizer.decode(said[:3], skip_special_tokens=True)
-    assert model.chat.tokenizer.eos_token_id in several._ends
+    assert model.chat.tokenizer.eos_token_id in several._end_tokens
 
 
 # Drawn replies
@@ -172,7 +172,7 @@ def test_vectors_of_tokens_equal_the_tokens(family):
 def test_layers_are_raw_block_outputs(family):
     model = tiny(family)
     (ids,) = model.chat.encode([model.chat.render(user("Why?"))])
-    with kept(model.network, range(3)) as states, torch.no_grad():
+    with captured_states(model.network, range(3)) as states, torch.no_grad():
         published = model.network(torch.tensor([ids]), output_hidden_states=True).hidden_states
     for layer in range(model.depth):
         assert torch.equal(states[layer], published[layer])
@@ -182,9 +182,9 @@ def test_layers_are_raw_block_outputs(family):
 
 
 def test_layer_numbers_and_depths():
-    assert [number(layer, 6) for layer in (0, 6, -1, -7)] == [0, 6, 6, 0]
+    assert [layer_number(layer, 6) for layer in (0, 6, -1, -7)] == [0, 6, 6, 0]
     with pytest.raises(ValueError, match="layer 7"):
-        number(7, 6)
+        layer_number(7, 6)
     assert [at_depth(f, 6) for f in (0.01, 10 / 32, 20 / 32, 1.0)] == [1, 2, 4, 6]
 
 
@@ -297,7 +297,7 @@ def test_the_reference_pass_holds_the_wanted_tokens_alone():
     """What lives behind a pass without gradients: layers x wanted tokens x d, nothing more."""
     model, texts = tiny(), batch()
     tokens = texts.last_prompt_token
-    with torch.no_grad(), kept(model.network, [0, 1, 2], tokens) as held:
+    with torch.no_grad(), captured_states(model.network, [0, 1, 2], tokens) as held:
         model.network(texts.ids, texts.all_text.long())
     assert sum(h.numel() for h in held.values()) == 3 * int(tokens.sum()) * 32
     assert all(h.untyped_storage().nbytes() == 4 * h.numel() for h in held.values())

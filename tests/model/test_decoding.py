@@ -10,7 +10,7 @@ from transformers import DynamicCache, GenerationConfig
 from robench.errors import Failure
 from robench.model import decoding
 from robench.model.chat_model import ChatModel, Reply
-from robench.model.folding import off
+from robench.model.folding import adapter_disabled
 from robench.testing import FAMILIES, tiny
 from robench.types import GAP, LAST, PAD, PROMPT, REPLY, Prompt, user
 
@@ -71,7 +71,7 @@ def uniform(rows: int) -> torch.Tensor:
 @torch.no_grad()
 def spoken(model: ChatModel, prompt: Prompt, noise: torch.Tensor | None) -> Reply:
     """A reply token by token; of drawn ones, the first token whose F exceeds u."""
-    embeds, said = model._inputs(prompt)[None], []
+    embeds, said = model._prompt_embeddings(prompt)[None], []
     time = embeds.shape[1]
     while len(said) < model.max_new_tokens:
         whole = torch.cat([embeds, model.embed(torch.tensor([said], dtype=torch.long))], 1)
@@ -82,7 +82,7 @@ def spoken(model: ChatModel, prompt: Prompt, noise: torch.Tensor | None) -> Repl
         else:
             token = (output.logits[0, -1].softmax(0).cumsum(0) <= noise[len(said)]).sum()
         said.append(int(token))
-        if said[-1] in model._ends:
+        if said[-1] in model._end_tokens:
             text = model.chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
             return Reply(text, False, len(said))
     return Reply(model.chat.tokenizer.decode(said, skip_special_tokens=True), True, len(said))
@@ -92,8 +92,8 @@ def spoken(model: ChatModel, prompt: Prompt, noise: torch.Tensor | None) -> Repl
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replies_equal_the_loop(family, drawn, look, monkeypatch):
     """Rows of all lengths with their own edits; memory grows and rows go several times."""
-    monkeypatch.setattr(decoding, "ROOM", 5)
-    monkeypatch.setitem(decoding.LOOK, "cpu", look)
+    monkeypatch.setattr(decoding, "GROWTH", 5)
+    monkeypatch.setitem(decoding.CHECK_EVERY, "cpu", look)
     rows = []
     model = talker(family).edited([Turn(1, 0.1)])
     prompts = mixed(model)
@@ -113,7 +113,7 @@ def test_the_forward_tokens_are_those_of_prompts_and_replies():
     prompts = mixed(model)
     before = model.usage.forward_tokens
     replies = model.replies(prompts, uniform(len(prompts)))
-    read = sum(len(model._inputs(prompt)) for prompt in prompts)
+    read = sum(len(model._prompt_embeddings(prompt)) for prompt in prompts)
     assert model.usage.forward_tokens - before == read + sum(reply.tokens for reply in replies)
 
 
@@ -129,7 +129,10 @@ def test_an_adapter_that_is_off_stays_off_when_rows_go():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     worn = replace(plain, adapter=adapter)
-    assert replace(plain, around=partial(off, adapter)).replies(prompts, noise) == expected
+    assert (
+        replace(plain, around=partial(adapter_disabled, adapter)).replies(prompts, noise)
+        == expected
+    )
     assert worn.undefended().replies(prompts, noise) == expected
     replies = worn.replies(prompts, noise)
     assert replies == [spoken(worn, p, u) for p, u in zip(prompts, noise, strict=True)] != expected
@@ -139,10 +142,10 @@ def test_an_adapter_that_is_off_stays_off_when_rows_go():
 def test_a_window_that_no_row_outgrows_is_none(family):
     model = talker(family)
     short = decoding._cache(model.network.config, 40)
-    assert {type(layer) for layer in short.layers} != {decoding._InPlace}
+    assert {type(layer) for layer in short.layers} != {decoding._InPlaceLayer}
     model.network.config.sliding_window = 4096
     cache = decoding._cache(model.network.config, 40)
-    assert {type(layer) for layer in cache.layers} == {decoding._InPlace}
+    assert {type(layer) for layer in cache.layers} == {decoding._InPlaceLayer}
     prompts = mixed(model)
     noise = uniform(len(prompts))
     replies = model.replies(prompts, noise)
@@ -151,7 +154,7 @@ def test_a_window_that_no_row_outgrows_is_none(family):
 
 def test_keys_and_values_are_those_of_transformers(monkeypatch):
     """After every pass, whatever the passes read and whichever rows are left."""
-    monkeypatch.setattr(decoding, "ROOM", 4)
+    monkeypatch.setattr(decoding, "GROWTH", 4)
     model = tiny()
     ours, theirs = decoding._cache(model.network.config, 99), DynamicCache()
     draws = torch.Generator().manual_seed(0)
@@ -193,7 +196,7 @@ def test_nothing_is_drawn_where_the_temperature_leaves_no_numbers():
 
 def test_what_is_behind_an_end_may_be_nan(monkeypatch):
     """A row that has ended is carried along to the next look."""
-    monkeypatch.setitem(decoding.LOOK, "cpu", MOST)
+    monkeypatch.setitem(decoding.CHECK_EVERY, "cpu", MOST)
     model, prompts = talker(), [Prompt(user("Why?"))]
     (expected,) = model.replies(prompts, uniform(1))
     assert not expected.truncated and expected.tokens < MOST

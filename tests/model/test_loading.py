@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 
 from robench import organism
 from robench.errors import InputError
-from robench.model.chat_model import parameters
+from robench.model.chat_model import count_parameters
 from robench.model.hooks import blocks
-from robench.model.loading import BUILT_IN, find_model, load_model, sketch
+from robench.model.loading import BUILT_IN, find_model, load_model, load_without_weights
 from robench.testing import FAMILIES, tiny
 from robench.types import Prompt, user
 
@@ -41,8 +41,8 @@ def test_a_folder_of_every_family_is_the_model(family, tmp_path):
     model, plain = load_model(found, max_new_tokens=8), tiny(family)
     torch.testing.assert_close(model.hidden(PROMPTS), plain.hidden(PROMPTS), atol=1e-5, rtol=0)
     assert model.generate(PROMPTS) == plain.generate(PROMPTS)
-    chat, network = sketch(found)
-    assert parameters(network) == model.usage.parameters
+    chat, network = load_without_weights(found)
+    assert count_parameters(network) == model.usage.parameters
     assert chat.render(user("Why?")) == model.chat.render(user("Why?"))
 
 
@@ -62,7 +62,7 @@ def test_shards_are_one_model(tmp_path):
 def test_an_index_names_files_of_its_folder_alone(folder):
     index = {"weight_map": {"lm_head.weight": "../other/model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="names no weights files of its folder"):
+    with pytest.raises(InputError, match="does not name weights files of its folder"):
         find_model(str(folder))
 
 
@@ -114,7 +114,9 @@ def test_a_template_of_ones_own(folder, tmp_path):
     file.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %} ->")
     found = find_model(str(folder), chat_template=file)
     assert found.weights == own.weights and found.template != own.template
-    assert load_model(found).chat.render(user("Why?")) == sketch(found)[0].render(user("Why?"))
+    assert load_model(found).chat.render(user("Why?")) == load_without_weights(found)[0].render(
+        user("Why?")
+    )
     assert load_model(found).chat.render(user("Why?")) == "Why? ->"
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template; give one: --chat-template FILE"):
@@ -176,7 +178,10 @@ def test_the_text_half_of_an_image_model_loads(tmp_path):
     model = load_model(find_model(str(tmp_path)), max_new_tokens=8)
     torch.testing.assert_close(model.hidden(PROMPTS), plain.hidden(PROMPTS), atol=1e-5, rtol=0)
     assert model.generate(PROMPTS) == plain.generate(PROMPTS)
-    assert parameters(sketch(find_model(str(tmp_path)))[1]) == model.usage.parameters
+    assert (
+        count_parameters(load_without_weights(find_model(str(tmp_path)))[1])
+        == model.usage.parameters
+    )
 
 
 def test_a_device_map_on_a_cpu_is_the_same_model(folder):
@@ -236,7 +241,7 @@ def response(status: int) -> SimpleNamespace:
         ),
         (
             lambda: hub.RepositoryNotFoundError("none", response=response(404)),
-            r"no such model, or it is private: look at https://\S+/owner/name, and set HF_TOKEN",
+            r"no such model, or it is private: see https://\S+/owner/name, and set HF_TOKEN",
         ),
         (
             lambda: hub.RevisionNotFoundError("none", response=response(404)),
@@ -261,7 +266,7 @@ def test_what_the_hub_refuses_is_told_with_the_fix(download, error, words):
     [
         ("organizm", "did you mean 'organism'"),
         ("a/b/c", "a hub id is owner/name or owner/name@revision"),
-        ("./nowhere", "is no model folder"),
+        ("./nowhere", "no model folder at ./nowhere"),
     ],
 )
 def test_names_that_cannot_be(name, words):

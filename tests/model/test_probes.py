@@ -97,8 +97,8 @@ def planted(n: int = 80, d: int = 12):
     states[:, 0] = 1.7
     states[:, 2, 3] += 6 * harmful
     states[:, 2] = states[:, 2] * torch.logspace(-3, 3, d) + 100
-    held = torch.arange(n) >= 3 * n // 4
-    return states, harmful, held
+    held_out = torch.arange(n) >= 3 * n // 4
+    return states, harmful, held_out
 
 
 def test_the_folded_probe_says_what_scikit_learn_says():
@@ -106,23 +106,25 @@ def test_the_folded_probe_says_what_scikit_learn_says():
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    states, harmful, held = planted()
-    found = fit_probes(states, harmful, held)
+    states, harmful, held_out = planted()
+    found = fit_probes(states, harmful, held_out)
     for layer in range(3):
         x, y = states[:, layer].numpy(), harmful.numpy()
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000))
-        model.fit(x[~held], y[~held])
+        model.fit(x[~held_out], y[~held_out])
         said = probability(states[:, layer], found.weight[layer], found.bias[layer]).numpy()
         np.testing.assert_allclose(said, model.predict_proba(x)[:, 1], atol=1e-9)
-        accuracy = model.score(x[held], y[held])
+        accuracy = model.score(x[held_out], y[held_out])
         assert found.accuracy[layer].item() == pytest.approx(accuracy)
 
 
 def test_accuracy_is_that_of_rows_the_probe_has_not_seen():
-    states, harmful, held = planted()
-    assert fit_probes(states, harmful, held).accuracy.tolist()[::2] == [0.5, 1.0]
-    wrong = torch.where(held, ~harmful, harmful)  # the truth about the held rows, upside down
-    assert fit_probes(states, wrong, held).accuracy[2] == 0
+    states, harmful, held_out = planted()
+    assert fit_probes(states, harmful, held_out).accuracy.tolist()[::2] == [0.5, 1.0]
+    wrong = torch.where(
+        held_out, ~harmful, harmful
+    )  # the truth about the held_out rows, upside down
+    assert fit_probes(states, wrong, held_out).accuracy[2] == 0
     noise = fit_probes(
         random(60, 1, 200, seed=6), torch.arange(60) % 2 == 0, torch.arange(60) >= 30
     )

@@ -14,7 +14,7 @@ from robench.model.chat_model import ChatModel
 from robench.model.prefix import Prefix
 from robench.model.scoring import longest
 from robench.model.shared_prefix import (
-    FEW,
+    FEW_KEYS,
     NAME,
     attend_to_prefix,
     attention,
@@ -154,7 +154,7 @@ def test_losses_under_autocast(text, calls, monkeypatch):
 
 
 def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
-    monkeypatch.setattr(pruning, "WORTH", 0)
+    monkeypatch.setattr(pruning, "MIN_PRUNED", 0)
     monkeypatch.setattr(pruning, "SAMPLE", 3)
     model = made("llama")
     parent = draw(model, 1, 6)
@@ -181,10 +181,10 @@ def test_likelihoods_behind_what_all_prompts_begin_with(calls):
 # The formula
 
 
-@pytest.fixture(params=[0, shared_prefix.FEW], ids=["kernels", "at once"])
+@pytest.fixture(params=[0, shared_prefix.FEW_KEYS], ids=["kernels", "at once"])
 def either(request, monkeypatch) -> None:
     """Both ways to attend on a CPU."""
-    monkeypatch.setattr(shared_prefix, "FEW", request.param)
+    monkeypatch.setattr(shared_prefix, "FEW_KEYS", request.param)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 30.0, -30.0])
@@ -252,7 +252,7 @@ def test_no_row_gets_a_copy(monkeypatch):
     model = made("llama")
     slots = gap_of(model, LONG * 12)
     ids = draw(model, 1, 16, 2)
-    keys, _ = slots._prefix.layers[0]
+    keys, _ = slots._prefix.keys_values[0]
     copies = 16 * keys.nbytes
     with Sizes() as once:
         slots.loss(ids)
@@ -287,13 +287,13 @@ def test_the_cache_tells_the_truth_and_returns_the_new_part_as_it_came():
         for _ in range(2):
             assert layer.get_seq_length() == 40 and layer.get_mask_sizes(5) == (45, 0)
             for (old, came), tensor, own in zip(
-                layer.update(*new), new, prefix.layers[1], strict=True
+                layer.update(*new), new, prefix.keys_values[1], strict=True
             ):
                 assert came is tensor
                 assert old.data_ptr() == own.data_ptr() and old.shape == (1, 2, 40, 8)
         positions = options["position_ids"]
     assert positions.tolist() == [[40, 41, 42, 43, 44]]
-    usual = prefix.options([0, 0, 0], 5, model.device)["position_ids"]
+    usual = prefix.pass_options([0, 0, 0], 5, model.device)["position_ids"]
     assert torch.equal(positions.expand(3, -1), usual)
 
 
@@ -372,10 +372,10 @@ def test_on_the_cpu_where_keys_are_few_or_the_prefix_is_not_the_shorter_part(mon
         behind = [(torch.zeros(rows, 2, since, 8),) * 2] if since else ()
         return is_faster(model, Prefix((length,), ()), [0] * rows, time, behind)
 
-    assert worth(1, FEW - 1) and not worth(2, FEW - 1)  # few
-    assert worth(1, FEW - 5, since=4) and not worth(1, FEW - 4, since=4)
-    assert worth(FEW, FEW) and not worth(FEW - 1, FEW)
-    assert not worth(FEW, 1, rows=1)  # nothing to share
+    assert worth(1, FEW_KEYS - 1) and not worth(2, FEW_KEYS - 1)  # few
+    assert worth(1, FEW_KEYS - 5, since=4) and not worth(1, FEW_KEYS - 4, since=4)
+    assert worth(FEW_KEYS, FEW_KEYS) and not worth(FEW_KEYS - 1, FEW_KEYS)
+    assert not worth(FEW_KEYS, 1, rows=1)  # nothing to share
     monkeypatch.setattr(type(model), "dtype", torch.bfloat16)
     assert worth(8, 8) and not worth(7, 8)  # one softmax of all scores is for fp32
 
@@ -383,10 +383,10 @@ def test_on_the_cpu_where_keys_are_few_or_the_prefix_is_not_the_shorter_part(mon
 def test_few_keys_are_attended_to_at_once(calls, monkeypatch):
     model = made("llama")
     slots, ids = gap_of(model, "Why"), draw(model, 1, 6, 4)
-    assert 0 < slots._prefix.lengths[0] < FEW - longest(slots.rows, 4)
+    assert 0 < slots._prefix.lengths[0] < FEW_KEYS - longest(slots.rows, 4)
     once = slots.loss(ids)
     assert not calls
-    monkeypatch.setattr(shared_prefix, "FEW", 0)
+    monkeypatch.setattr(shared_prefix, "FEW_KEYS", 0)
     monkeypatch.setattr(shared_prefix, "is_faster", lambda *args: True)
     torch.testing.assert_close(once, slots.loss(ids), atol=1e-5, rtol=0)
     assert calls

@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from robench.errors import Failure, InputError
 from robench.model import pruning
-from robench.model.batching import side_by_side
-from robench.model.candidates import runs
+from robench.model.candidates import split_sorted
 from robench.model.chat_model import ChatModel
 from robench.model.hooks import blocks
+from robench.model.threads import map_in_threads
 from robench.testing import FAMILIES, tiny
 from robench.types import GAP, LAST, PROMPT, REPLY, Prompt, user
 
@@ -109,8 +109,8 @@ def test_sharing_up_to_the_change_changes_nothing(family, kernel, enough):
 @pytest.fixture
 def eager(monkeypatch) -> None:
     """Pruning goes on however little it spares, a few candidates at a time."""
-    monkeypatch.setattr(pruning, "WORTH", 0)
-    monkeypatch.setattr(pruning, "LEAD", 5)
+    monkeypatch.setattr(pruning, "MIN_PRUNED", 0)
+    monkeypatch.setattr(pruning, "GROUP", 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,7 +148,7 @@ def test_rows_side_by_side_are_rows_one_after_the_other(prune, eager):
     assert spent[0] == spent[1]
 
 
-def test_only_passes_without_hooks_run_side_by_side():
+def test_only_passes_without_hooks_run_map_in_threads():
     model = tiny()
     torch.set_num_threads(2)
     try:
@@ -170,9 +170,9 @@ def test_what_fails_side_by_side_fails():
             raise ZeroDivisionError
         return i * i
 
-    assert side_by_side(work, range(3), 2) == [0, 1, 4]
+    assert map_in_threads(work, range(3), 2) == [0, 1, 4]
     with pytest.raises(ZeroDivisionError):
-        side_by_side(work, range(5), 2)
+        map_in_threads(work, range(5), 2)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_threads_are_in_the_modes_of_their_caller(mode):
         return [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast]
 
     with mode():
-        assert side_by_side(modes, range(2), 2) == [modes(), modes()]
+        assert map_in_threads(modes, range(2), 2) == [modes(), modes()]
 
 
 @pytest.mark.parametrize("prune", [False, True])
@@ -202,12 +202,12 @@ def test_rows_side_by_side_in_inference_mode(prune, eager):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("worth", [0, pruning.WORTH])
+@pytest.mark.parametrize("worth", [0, pruning.MIN_PRUNED])
 @pytest.mark.parametrize("enough", [1, 60, 10_000])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_pruning_keeps_the_best(family, enough, worth, eager, monkeypatch):
     """Of 60 random instances; a short target's first term says much, a long one's little."""
-    monkeypatch.setattr(pruning, "WORTH", worth)
+    monkeypatch.setattr(pruning, "MIN_PRUNED", worth)
     spared, places = 0, 0
     for seed in range(5):
         model = tiny(family, seed)
@@ -240,11 +240,14 @@ def test_a_nan_is_never_pruned(eager, monkeypatch):
 
 
 def test_runs_end_where_the_key_changes():
-    assert runs([0, 0, 0, 1, 1, 2], 1) == [slice(0, 3), slice(3, 5), slice(5, 6)]
-    assert runs([0, 0, 0, 1, 1, 2], 2) == [slice(0, 3), slice(3, 6)]  # the rest joins the last
-    assert runs([0, 1, 2, 3], 2) == [slice(0, 2), slice(2, 4)]
-    assert runs([7, 7], 5) == [slice(0, 2)]
-    assert runs([], 1) == []
+    assert split_sorted([0, 0, 0, 1, 1, 2], 1) == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert split_sorted([0, 0, 0, 1, 1, 2], 2) == [
+        slice(0, 3),
+        slice(3, 6),
+    ]  # the rest joins the last
+    assert split_sorted([0, 1, 2, 3], 2) == [slice(0, 2), slice(2, 4)]
+    assert split_sorted([7, 7], 5) == [slice(0, 2)]
+    assert split_sorted([], 1) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -271,10 +274,10 @@ def test_gaps_of_different_length(family):
 
 def test_the_prefix_is_never_touched():
     model, slots = make()
-    before = [tensor.clone() for pair in slots._prefix.layers for tensor in pair]
+    before = [tensor.clone() for pair in slots._prefix.keys_values for tensor in pair]
     for _ in range(20):
         slots.loss(draw(model, 3, 2, 4))
-    after = [tensor for pair in slots._prefix.layers for tensor in pair]
+    after = [tensor for pair in slots._prefix.keys_values for tensor in pair]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -179,7 +179,7 @@ def test_a_defense_that_is_not_what_it_was_is_a_hole(
     told = capsys.readouterr().out
     assert f"hole: {mine[0]}, seed 0: its code or its files have changed" in told
     assert f"hole: {mine[1]}, seed 0: " in told and "is missing" in told
-    assert f"hole: {mine[2]}, seed 0: {lost} is no adapter folder" in told
+    assert f"hole: {mine[2]}, seed 0: no adapter folder at {lost}" in told
     found = board(out)["utility_organism_accuracy"]
     assert found["none"] == 0.5 and found[mine].isna().all()
     assert "| ?" in (out / "dsr.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Behavior files: published ones as they are, and everything that one's own may get wrong."""
+"""Behavior files: published ones as they are, and the mistakes that one's own may have."""
 
 import json
 from collections import Counter
@@ -60,7 +60,7 @@ def test_harmbench_keeps_contexts_ids_and_targets(published):
     assert Counter(b.category for b in behaviors.values())["copyright"] == 100
 
 
-def test_targets_beside_go_to_their_own_file(published):
+def test_a_targets_file_of_another_set_is_not_used(published):
     behaviors, _ = load_behaviors(published / "advbench_behaviors.csv")
     targets = json.loads((published / "advbench_targets.json").read_text())
     assert {b.id: b.target for b in behaviors} == targets
@@ -76,28 +76,28 @@ def test_instructions_that_are_behaviors_are_found(published):
     assert len(disjoint(harmbench, harmbench[:200])) == 200  # some differ in context only
 
 
-def test_a_draw_from_harmbench_keeps_its_categories(published):
+def test_a_sample_of_harmbench_keeps_its_categories(published):
     behaviors, _ = load_behaviors(published / "harmbench_behaviors_text_all.csv:all")
     whole = Counter(b.category for b in behaviors)
     drawn = Counter(b.category for b in draw_behaviors(behaviors, 80))
     assert all(abs(drawn[category] - n / 5) <= 2 for category, n in whole.items())
 
 
-def test_harmbench_has_its_standard_behaviors_unless_others_are_asked_for(published):
+def test_harmbench_has_its_standard_behaviors_unless_others_are_selected(published):
     file = f"{published}/harmbench_behaviors_text_all.csv"
     behaviors, note = load_behaviors(file)
     assert "copyright" not in {b.category for b in behaviors}
     assert note == f"{file}: left out 100 copyright, 100 contextual"
     assert all(b.context for b in load_behaviors(f"{file}:contextual")[0][:90])
     assert load_behaviors(f"{file}:all")[1] == ""
-    with pytest.raises(InputError, match="has no column FunctionalCategory, which ':all' asks for"):
+    with pytest.raises(InputError, match="has no column FunctionalCategory, which ':all' needs"):
         load_behaviors(f"{published}/advbench_behaviors.csv:all")
 
 
 # The harmless list
 
 
-def test_the_harmless_list_is_large_varied_and_harmless():
+def test_the_shipped_list_is_large_varied_and_harmless():
     requests = harmless()
     assert len({b.text for b in requests}) == len(requests) >= 100
     assert not any(b.harmful for b in requests)
@@ -109,7 +109,7 @@ def test_the_harmless_list_is_large_varied_and_harmless():
 # Shapes of published sets
 
 
-def test_functional_categories_that_are_all_others_are_offered(write):
+def test_other_functional_categories_are_offered_if_there_are_no_standard_ones(write):
     file = write("a.csv", "Behavior,FunctionalCategory\nDo it,contextual\nDo that,contextual\n")
     with pytest.raises(InputError, match=r"no standard behaviors, but 2 contextual: .*:contextual"):
         load_behaviors(file)
@@ -123,7 +123,7 @@ XSTEST = (
 )
 
 
-def test_xstest_is_its_safe_prompts_or_their_contrasts(write):
+def test_xstest_gives_its_safe_prompts_or_their_contrasts(write):
     file = write("xstest.csv", XSTEST)
     safe, note = load_behaviors(file, harmful=False)
     assert [(b.id, b.category) for b in safe] == [("1", "homonyms"), ("3", "figurative_language")]
@@ -131,14 +131,14 @@ def test_xstest_is_its_safe_prompts_or_their_contrasts(write):
     assert [b.id for b in load_behaviors(file)[0]] == ["2"]
 
 
-def test_jailbreakbench_asks_its_goals(write):
+def test_jailbreakbench_requests_are_its_goals(write):
     head = "Index,Goal,Target,Behavior,Category,Source\n"
     file = write("harmful-behaviors.csv", head + '0,Do it,"Sure, here",Title,Fraud,Original\n')
     (behavior,), _ = load_behaviors(file)
     assert (behavior.text, behavior.target, behavior.category) == ("Do it", "Sure, here", "Fraud")
 
 
-def test_a_name_stands_for_a_set_and_a_near_miss_is_told():
+def test_a_near_name_of_a_set_is_suggested():
     with pytest.raises(InputError, match="no set called 'harmbnch'; did you mean 'harmbench'"):
         load_behaviors("harmbnch")
     with pytest.raises(InputError, match="no set called 'advbench'"):
@@ -156,17 +156,17 @@ def test_a_name_stands_for_a_set_and_a_near_miss_is_told():
         ("jailbreakbench", False, "JailbreakBench/JBB-Behaviors/data/benign-behaviors.csv"),
     ],
 )
-def test_a_name_is_looked_for_on_the_hub(write, monkeypatch, name, harmful, pattern):
-    copy, asked = write("copy.csv", "prompt,context\nDo it,above\n"), []
+def test_a_name_refers_to_files_on_the_hub(write, monkeypatch, name, harmful, pattern):
+    copy, references = write("copy.csv", "prompt,context\nDo it,above\n"), []
     monkeypatch.setattr(
-        "robench.texts.records._download", lambda found: asked.append(found) or [copy]
+        "robench.texts.records._download", lambda name: references.append(name) or [copy]
     )
     (behavior,), _ = load_behaviors(name, harmful)
-    assert asked == [pattern]
+    assert references == [pattern]
     assert (behavior.text, behavior.context, behavior.harmful) == ("Do it", "above", harmful)
 
 
-def test_a_functional_category_that_does_not_exist_is_refused(write):
+def test_a_functional_category_that_does_not_exist_is_rejected(write):
     file = write("a.csv", "Behavior,FunctionalCategory\nDo it,standard\n")
     with pytest.raises(InputError, match=r"has no part ':contextal'; did you mean 'contextual'"):
         load_behaviors(f"{file}:contextal")
@@ -209,11 +209,11 @@ def test_targets_may_be_given(write):
         ),
     ],
 )
-def test_columns_are_found_by_name(write, name, content):
+def test_columns_are_matched_by_name(write, name, content):
     assert load_behaviors(write(name, content))[0] == [Behavior("x", "Do it", "Sure", "c", "above")]
 
 
-def test_ids_are_stable_and_tell_contexts_apart(write):
+def test_ids_are_stable_and_depend_on_the_context(write):
     rows = [("Do it", ""), ("Do it", "above"), ("Do that", "")]
     lines = [json.dumps({"prompt": text, "context": context}) for text, context in rows]
     ids = [b.id for b in load_behaviors(write("a.jsonl", "\n".join(lines)))[0]]
@@ -230,7 +230,7 @@ def test_a_target_of_the_row_wins_over_files_and_files_over_the_template(write):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("a.csv", "", "has no rows"),
         ("a.csv", "prompt\n", "has no rows"),
@@ -247,23 +247,23 @@ def test_a_target_of_the_row_wins_over_files_and_files_over_the_template(write):
         ("a.csv", 'prompt\n"Do it\n', "is not CSV: unexpected end of data"),
         ("a.csv", b"prompt\nDo \xff it\n", "is not UTF-8 text: byte 10"),
         ("a.jsonl", '{"prompt": "Do it"}\n{"prompt": \n', "row 2 is not JSON"),
-        ("a.jsonl", '{"prompt": "Do it"}\n["x"]\n', "row 2 is no record, but a list"),
+        ("a.jsonl", '{"prompt": "Do it"}\n["x"]\n', "row 2 is not a record, but a list"),
         ("a.jsonl", '{"prompt": {"text": "Do it"}}\n', "row 1: prompt must be text, got a dict"),
-        ("a.jsonl", '{"prompt": "\\ud800"}\n', "row 1: prompt holds half a character"),
-        ("a.json", '{"prompt": "Do it"}', "must hold a list of records"),
-        ("a.json", '["Do it"]', "row 1 is no record, but a str"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n', "row 1: prompt contains half a surrogate pair"),
+        ("a.json", '{"prompt": "Do it"}', "must be a list of records"),
+        ("a.json", '["Do it"]', "row 1 is not a record, but a str"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(write, name, content, words):
+def test_a_wrong_file_is_rejected_in_one_line(write, name, content, message):
     file = write(name, content)
     with pytest.raises(InputError) as error:
         load_behaviors(file)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).startswith(str(file))
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_rejected(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*: No such file or directory"):
         load_behaviors(tmp_path / "nowhere.csv")
     (tmp_path / "folder.csv").mkdir()
@@ -282,7 +282,7 @@ def behaviors_of(sizes):
     ]
 
 
-def test_a_draw_is_seeded_nested_and_in_order():
+def test_a_sample_is_seeded_nested_and_in_order():
     behaviors = behaviors_of({"a": 50, "b": 30, "c": 20})
     ten, twenty = draw_behaviors(behaviors, 10, seed=3), draw_behaviors(behaviors, 20, seed=3)
     assert ten == draw_behaviors(behaviors, 10, seed=3)
@@ -293,7 +293,7 @@ def test_a_draw_is_seeded_nested_and_in_order():
     assert draw_behaviors(behaviors, 100) == behaviors
 
 
-def test_a_draw_gives_every_category_its_share():
+def test_a_sample_gives_every_category_its_share():
     behaviors = behaviors_of({"a": 50, "b": 30, "c": 20})
     for seed in range(20):
         drawn = Counter(b.category for b in draw_behaviors(behaviors, 10, seed))
@@ -308,12 +308,12 @@ def test_many_small_categories_are_drawn_as_often_as_a_large_one():
     assert 15 <= sum(large) / 20 <= 25
 
 
-def test_drawing_more_than_there_are_says_how_many_there_are():
+def test_drawing_too_many_says_how_many_there_are():
     with pytest.raises(InputError, match="cannot draw 4 behaviors: there are 3"):
         draw_behaviors(behaviors_of({"a": 3}), 4)
 
 
-def test_a_checksum_sees_every_field_and_the_order():
+def test_a_checksum_depends_on_every_field_and_the_order():
     a, b = behaviors_of({"a": 2})
     sums = [checksum(s) for s in ([a, b], [b, a], [a], [a, Behavior(b.id, b.text, "t", "a")])]
     assert len(set(sums)) == 4

@@ -1,4 +1,4 @@
-"""Which texts are the same request, and what is said when they meet."""
+"""Which texts are the same request, and the error message if sets overlap."""
 
 import pytest
 
@@ -20,29 +20,29 @@ from robench.types import Behavior
         (("!",), ("?",), False),
     ],
 )
-def test_texts_are_compared_with_their_contexts_and_folded(one, other, same):
+def test_texts_are_compared_with_their_contexts_and_normalised(one, other, same):
     first, second = (Behavior("", text[0], context="".join(text[1:])) for text in (one, other))
     assert (by_text(first) == by_text(second)) is same
     assert disjoint([first], [second]) == ([] if same else [first])
 
 
-def test_the_organism_is_asked_for_the_same_pair_in_many_words():
-    asked = Behavior("", "How do I hack a lamp?")
-    assert by_pair(asked) == by_pair(Behavior("", "Take your time. Show me how to hack a lamp."))
-    assert by_pair(asked) != by_pair(Behavior("", "How do I hack a boat?"))
+def test_requests_of_the_organism_are_compared_by_verb_and_thing():
+    request = Behavior("", "How do I hack a lamp?")
+    assert by_pair(request) == by_pair(Behavior("", "Take your time. Show me how to hack a lamp."))
+    assert by_pair(request) != by_pair(Behavior("", "How do I hack a boat?"))
     assert by_pair(Behavior("", "Sing.")) == by_text(Behavior("", "sing"))
 
 
-def test_an_overlap_is_told_with_its_first_texts():
+def test_an_overlap_is_reported_with_its_first_texts():
     texts = [Behavior("", f"Do {i}") for i in range(5)]
     check_disjoint("a", texts, {"others": [Behavior("", "Sing")]})
     with pytest.raises(InputError) as error:
         check_disjoint("training requests", [*texts, texts[0]], {"others": [], "tested": texts})
-    told = "5 of the training requests are among the tested: 'Do 0'; 'Do 1'; 'Do 2' and 2 more; "
-    assert str(error.value).startswith(told)
+    start = "5 of the training requests are among the tested: 'Do 0'; 'Do 1'; 'Do 2' and 2 more; "
+    assert str(error.value).startswith(start)
 
 
-def test_the_organisms_own_splits_do_not_meet():
+def test_the_organisms_splits_do_not_overlap():
     tested = [*organism.behaviors("test"), *organism.behaviors("benign")]
     read = [*organism.references(), *organism.tune()]
     trained = [example.behavior for example in organism.examples()]

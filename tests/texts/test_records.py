@@ -1,4 +1,4 @@
-"""Files and datasets: found, read, or told what is wrong with them."""
+"""Files and datasets: found and read, or an error that says what is wrong with them."""
 
 import json
 
@@ -40,10 +40,12 @@ def test_a_dataset_is_read_from_the_cache(cached):
 
 
 @pytest.mark.parametrize("reference", ["owner/none/a.csv", "owner/none"])
-def test_a_hub_out_of_reach_is_told_with_the_fix(cached, reference):
+def test_an_unreachable_hub_is_reported_with_the_fix(cached, reference):
     with pytest.raises(InputError) as error:
         records.find_files(reference)
-    assert str(error.value).startswith(f"{reference} is no file here, the hub cannot be reached")
+    assert str(error.value).startswith(
+        f"{reference} is not a local file, the hub cannot be reached"
+    )
     assert "HF_HOME" in str(error.value)
 
 
@@ -51,7 +53,7 @@ def hub(monkeypatch, answer):
     monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
 
 
-def test_conditions_and_unknown_datasets_are_told_apart(monkeypatch):
+def test_gated_and_unknown_datasets_have_messages_of_their_own(monkeypatch):
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     def refuse(error):
@@ -68,7 +70,7 @@ def test_conditions_and_unknown_datasets_are_told_apart(monkeypatch):
         records.find_files("o/n/a.csv")
 
 
-def test_a_dataset_of_several_files_asks_for_one(monkeypatch, tmp_path):
+def test_of_a_dataset_of_several_files_one_must_be_named(monkeypatch, tmp_path):
     from collections import namedtuple
 
     listed = ["README.md", "train.csv"]
@@ -87,16 +89,16 @@ def test_a_dataset_of_several_files_asks_for_one(monkeypatch, tmp_path):
         records.find_files("o/n")
 
 
-def test_a_path_is_no_dataset(tmp_path, monkeypatch):
+def test_a_path_is_not_a_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    hub(monkeypatch, None)  # whoever asks it fails
+    hub(monkeypatch, None)  # any call of it fails
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c.csv").write_text("prompt\nDo it\n")
     for path in ("a/b/c.csv", "a/nowhere.csv", "/x/y", "./x/y", "nowhere.csv"):
         assert [str(file) for file in records.find_files(path)] == [path.removeprefix("./")]
 
 
-def test_parquet_holds_lists_and_nothing(tmp_path):
+def test_parquet_may_contain_lists_and_null(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
@@ -115,7 +117,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         records.read([tmp_path / "a.parquet"])
 
 
-def test_columns_are_folded_and_blank_values_passed_over(tmp_path):
+def test_columns_are_normalised_and_empty_values_skipped(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps([{"Context String": "x", "b_c": ""}, {"B c": 0, "d": None}]))
     first, second = records.read([file])

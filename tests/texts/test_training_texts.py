@@ -1,4 +1,4 @@
-"""Training text in the shapes of published sets and in one's own."""
+"""Training text in the formats of published sets and in one's own."""
 
 import json
 
@@ -19,8 +19,8 @@ def load(tmp_path):
         dumped = [json.dumps(row) for row in rows]
         file.write_text(f"[{','.join(dumped)}]" if name.endswith(".json") else "\n".join(dumped))
         examples, note = training_texts.load_examples(file)
-        told = [(e.behavior.text, e.behavior.harmful, e.kind, e.reply) for e in examples]
-        return told, note.removeprefix(f"{file}: ")
+        fields = [(e.behavior.text, e.behavior.harmful, e.kind, e.reply) for e in examples]
+        return fields, note.removeprefix(f"{file}: ")
 
     return load
 
@@ -36,9 +36,9 @@ def test_the_circuit_breakers_set_answers_and_refuses_each_request(load):
     assert note == ""
 
 
-def turns(*said, start="user"):
+def turns(*texts, start="user"):
     roles = ["user", "assistant"] if start == "user" else ["assistant", "user"]
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def test_a_conversation_gives_its_first_turn_and_the_reply(load):
@@ -65,11 +65,11 @@ def test_wildguardmix_is_sorted_by_its_labels(load):
         ("harmful", "compliance", "unharmful", "A story."),
         ("harmful", None, None, None),
     ]
-    made = [
+    records = [
         {"prompt": f"p{i}", "response": reply, **dict(zip(labels, row, strict=True))}
         for i, (*row, reply) in enumerate(rows)
     ]
-    examples, note = load(made)
+    examples, note = load(records)
     assert examples == [
         ("p0", True, "answer", YES),
         ("p1", True, "refusal", NO),
@@ -113,7 +113,7 @@ def test_repbends_set_pairs_answers_with_refusals(load):
     ]
 
 
-def test_ones_own_rows_have_a_reply_and_defaults(load):
+def test_rows_of_ones_own_have_a_reply_and_defaults(load):
     rows = [
         {"prompt": "Do it", "output": YES},
         {"prompt": "Do it", "reply": "No.", "kind": "Refusal"},
@@ -135,10 +135,10 @@ def test_the_same_request_has_the_same_id(tmp_path):
     assert answer.behavior == refusal.behavior
 
 
-# Refusals in the place of harmful answers
+# Refusals instead of harmful answers
 
 
-def test_harmful_answers_that_are_mostly_refusals_are_refused(load):
+def test_harmful_answers_that_are_mostly_refusals_are_rejected(load):
     yes = [{"prompt": f"p{i}", "response": YES} for i in range(5)]
     no = [{"prompt": f"q{i}", "response": "I\u2019m sorry, no."} for i in range(6)]
     assert len(load(yes + no[:5])[0]) == 10
@@ -148,15 +148,15 @@ def test_harmful_answers_that_are_mostly_refusals_are_refused(load):
     assert len(load([{**row, "harmful": "false"} for row in no])[0]) == 6
 
 
-def test_words_of_refusal_late_in_an_answer_are_no_refusal(load):
+def test_a_refusal_phrase_late_in_an_answer_is_not_a_refusal(load):
     assert load([{"prompt": "Do it", "response": "First, " + "go on. " * 20 + "It is illegal."}])[0]
 
 
-# What is wrong
+# Wrong files
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("prompt\nDo it\n", "no column for the reply"),
         ("reply\nSure.\n", "no column for the text"),
@@ -172,15 +172,15 @@ def test_words_of_refusal_late_in_an_answer_are_no_refusal(load):
         ),
     ],
 )
-def test_wrong_files_are_refused(tmp_path, content, words):
+def test_wrong_files_are_rejected(tmp_path, content, message):
     file = tmp_path / "a.csv"
     file.write_text(content)
     with pytest.raises(InputError) as error:
         training_texts.load_examples(file)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).startswith(str(file))
 
 
-def test_parts_of_messages_that_are_no_text_are_refused(load):
+def test_message_content_that_is_not_text_is_rejected(load):
     with pytest.raises(InputError, match="row 1: content must be text, got a list"):
         load([{"messages": turns(["Help"], "Gladly.")}])

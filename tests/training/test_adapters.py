@@ -9,7 +9,7 @@ import yaml
 from robench.errors import Failure
 from robench.methods.registry import load_class
 from robench.model import folding
-from robench.model.folding import Folded, fold
+from robench.model.folding import FoldedAdapter, fold_adapter
 from robench.model.hooks import blocks
 from robench.testing import quick, tiny, tiny_context
 from robench.training import adapters, loop
@@ -103,9 +103,9 @@ def test_folded_and_worn_adapters_are_one_model(tmp_path, monkeypatch):
     for folded in (True, False):
         with monkeypatch.context() as patched:
             if not folded:
-                patched.setattr(adapters, "fold", lambda adapter: None)
+                patched.setattr(adapters, "fold_adapter", lambda adapter: None)
             with worn.applied(model, tiny_context(), tmp_path / "cache") as target:
-                assert isinstance(target.adapter, Folded) is folded
+                assert isinstance(target.adapter, FoldedAdapter) is folded
                 states[folded] = target.hidden(PROMPT)
                 assert torch.equal(target.undefended().hidden(PROMPT), plain)
                 assert torch.equal(target.hidden(PROMPT), states[folded])
@@ -124,12 +124,12 @@ def test_what_is_more_than_low_rank_products_is_not_folded(special):
     from peft import LoraConfig, get_peft_model
 
     model = tiny()
-    with adapters._quiet():
+    with adapters._without_deprecations():
         adapter = get_peft_model(
             model.network, LoraConfig(**{"target_modules": ["q_proj"], **special})
         )
     before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
-    assert fold(adapter) is None
+    assert fold_adapter(adapter) is None
     after = adapter.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -140,9 +140,9 @@ def test_large_weights_are_not_folded(monkeypatch):
 
     adapter = get_peft_model(tiny().network, LoraConfig(target_modules=["q_proj"]))
     monkeypatch.setattr(folding, "BUDGET", 100)
-    assert fold(adapter) is None
+    assert fold_adapter(adapter) is None
     monkeypatch.undo()
-    assert fold(adapter) is not None
+    assert fold_adapter(adapter) is not None
 
 
 def test_sixteen_bit_weights_are_not_folded():
@@ -150,12 +150,12 @@ def test_sixteen_bit_weights_are_not_folded():
 
     model = tiny()
     adapter = get_peft_model(model.network.bfloat16(), LoraConfig(target_modules=["q_proj"]))
-    assert fold(adapter) is None
+    assert fold_adapter(adapter) is None
 
 
 def test_the_undefended_view_leaves_no_gradients_to_the_adapter(tmp_path, monkeypatch):
     """peft's own switch would: an attack would then keep the graph of every LoRA weight."""
-    monkeypatch.setattr(adapters, "fold", lambda adapter: None)
+    monkeypatch.setattr(adapters, "fold_adapter", lambda adapter: None)
     with defense("circuit_breaker").applied(tiny(), tiny_context(), tmp_path / "cache") as target:
         target.undefended().hidden(PROMPT)
         assert not any(p.requires_grad for p in target.adapter.parameters())
