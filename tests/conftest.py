@@ -1,6 +1,7 @@
 """What all tests share: one thread (tiny models are slower on many), and where real data is."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -8,9 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from robench import cli
 from robench.training import loop
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a robench command in this process: (exit code, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robench", *map(str, words)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -18,18 +18,6 @@ HEAVY = ("numpy", "pandas", "peft", "torch", "transformers")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robench", *map(str, words)])
-        code = cli.main()
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def asked(monkeypatch, tmp_path):
     """The question and the options of a run, of which nothing is done."""
     asked = SimpleNamespace(question=None, options=None, error=None, holes=0)

@@ -1,4 +1,4 @@
-"""Tiny random models of several families, and a little of everything that a method may ask for."""
+"""Tiny random models of several families, and a little of everything that a method may need."""
 
 from typing import Any
 
@@ -11,8 +11,9 @@ from robench.model.chat_model import ChatModel
 from robench.model.loading import BUILT_IN, find_model
 from robench.types import Behavior, Context
 
-# What makes each family different from the plain one: grouped queries are in all but Phi-3.
-_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+# By family, the configuration class of transformers and what makes it different from the plain one;
+# grouped queries are in all but Phi-3.
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "llama3": (
         "LlamaConfig",
@@ -41,7 +42,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3Config", {"num_key_value_heads": 4, "sliding_window": 8}),
 }
-FAMILIES = tuple(_FAMILIES)
+FAMILIES = tuple(CONFIGS)
 
 
 def tiny(family: str = "llama", seed: int = 0) -> ChatModel:
@@ -73,11 +74,11 @@ def tiny(family: str = "llama", seed: int = 0) -> ChatModel:
         "initializer_range": 0.2,  # large, so that states and gradients are not all alike
         "attn_implementation": "eager",
     }
-    config, own = _FAMILIES[family]
+    config, special = CONFIGS[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = Causal.from_config(
-            getattr(transformers, config)(**{**shape, **own}), dtype=torch.float32
+            getattr(transformers, config)(**{**shape, **special}), dtype=torch.float32
         )
         for name, parameter in network.named_parameters():
             if name.endswith(".bias"):  # zero at the start
@@ -86,7 +87,7 @@ def tiny(family: str = "llama", seed: int = 0) -> ChatModel:
 
 
 def tiny_context(seed: int = 0) -> Context:
-    """A little of everything that a method may ask for."""
+    """A little of everything that a method may need."""
     return Context(
         references=organism.references()[:8] + organism.references()[-8:],
         tune=organism.tune()[:2],

@@ -2,6 +2,9 @@
 
 Methods: generate, replies, nll, hidden, forward, slots, encode, decode. Weights are frozen; losses
 are in fp32 whatever the precision of the weights; every method batches by itself.
+
+What imports transformers is imported where it is first needed, as that takes seconds: methods name
+`ChatModel`, and a finished run needs no more of it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +23,6 @@ from robench.config import digest
 from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
 from robench.model.chat import Chat, common_prefix, fill_gap
-from robench.model.decoding import decode
 from robench.model.folding import adapter_disabled
 from robench.model.hooks import (
     EditRows,
@@ -34,11 +36,11 @@ from robench.model.hooks import (
     prompt_roles,
     replaced_output,
 )
-from robench.model.prefix import Prefix
 from robench.model.reader import Usage
-from robench.model.scoring import target_loss
-from robench.model.slots import Slots
 from robench.types import Edit, Message, Prompt, user
+
+if TYPE_CHECKING:
+    from robench.model.slots import Slots
 
 _SOFT = -1  # among a prompt's ids: the place of a vector
 
@@ -73,7 +75,7 @@ class ChatModel:
     edits:          act on every prompt, before the prompt's own
     identity:       a hash of weights, template, system prompt and precision; "" of a model that was
                     made in code
-    plain_chat:     the chat without what `with_system` added; None if that is `chat` itself
+    bare:           the model before `with_system`; None if nothing was added
     """
 
     network: Any
@@ -85,7 +87,7 @@ class ChatModel:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     edits: tuple[Edit, ...] = ()
     identity: str = ""
-    plain_chat: Chat | None = None
+    bare: ChatModel | None = None
 
     @classmethod
     def of(cls, network: Any, chat: Chat, max_new_tokens: int = 256) -> ChatModel:
@@ -199,7 +201,8 @@ class ChatModel:
 
     def undefended(self) -> ChatModel:
         """A view of the same weights without the defense's adapter, edits and system prompt."""
-        plain = replace(self, edits=(), chat=self.plain_chat or self.chat, plain_chat=None)
+        bare = self.bare or self
+        plain = replace(self, edits=(), chat=bare.chat, identity=bare.identity, bare=None)
         if self.adapter is None:
             return plain
         return replace(plain, around=partial(adapter_disabled, self.adapter))
@@ -219,10 +222,12 @@ class ChatModel:
         if text.strip() not in chat.render(user("")):
             raise InputError("the chat template leaves the system prompt out: it has no such role")
         identity = digest([self.identity, system]) if self.identity else ""
-        return replace(self, chat=chat, identity=identity, plain_chat=self.plain_chat or self.chat)
+        return replace(self, chat=chat, identity=identity, bare=self.bare or self)
 
     def slots(self, messages: Sequence[Sequence[Message]], targets: Sequence[str]) -> Slots:
         """The gaps of n conversations (a GAP mark each), scored by the losses of n targets."""
+        from robench.model.slots import Slots
+
         return Slots.of(self, messages, targets)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
@@ -271,6 +276,9 @@ class ChatModel:
         Raises:
             Failure: a target has no tokens.
         """
+        from robench.model.prefix import Prefix
+        from robench.model.scoring import target_loss
+
         if not prompts:
             return torch.empty(0)
         prompt_ids, labels = self._scoring_ids(prompts, targets)
@@ -468,6 +476,8 @@ class ChatModel:
         noise: Tensor | None,
         temperature: float,
     ) -> list[Reply]:
+        from robench.model.decoding import decode
+
         embeds, mask = pad_left(inputs)
 
         def context(rows: Sequence[int], roles: Tensor) -> AbstractContextManager[None]:

@@ -20,7 +20,6 @@ from robench.model.candidates import Candidates, split_sorted
 from robench.model.hooks import target_roles
 from robench.model.prefix import KeysValues, concatenate, select_rows
 from robench.model.scoring import token_losses
-from robench.model.shared_prefix import attend_to_prefix, new_keys_values
 from robench.model.threads import map_in_threads
 from robench.types import REPLY
 
@@ -120,9 +119,12 @@ class RowPruner:
 
     def _read_first_losses(self, index: Tensor) -> list[Survivors]:
         """Read candidates, sorted by their first change, up to the target's first token."""
+        from robench.model.shared_prefix import new_keys_values
+
         begin = int(self.candidates.start[self.row, index[0]])
 
         def work(part: slice) -> Survivors:
+
             losses, cache = self._read_gap(index[part], begin, [])
             keys_values = new_keys_values(cache, self.time - begin)
             return Survivors(index[part], losses[:, 0].cpu(), begin, keys_values)
@@ -135,6 +137,8 @@ class RowPruner:
 
         And the cache of the pass. No candidate changes before `begin`.
         """
+        from robench.model.shared_prefix import attend_to_prefix
+
         candidates, before = self.candidates, self.time - begin
         gap = self.model.embed(candidates.ids[self.row, index, begin:])
         after = self.model.embed(torch.tensor([*self.after, *target], dtype=torch.long))
@@ -182,6 +186,8 @@ class RowPruner:
 
     def _rest_of_loss(self, keys_values: KeysValues, rows: Tensor, part: slice) -> Tensor:
         """The sum (b,) of the token losses after the first, for a part of `rows`."""
+        from robench.model.shared_prefix import attend_to_prefix
+
         b, target = part.stop - part.start, self.target[:-1]
         since = select_rows(keys_values, rows[part])
         embeds = self.model.embed(torch.tensor(target)).expand(b, -1, -1)

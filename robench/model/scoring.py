@@ -14,7 +14,6 @@ from robench.model.chat import Seams
 from robench.model.hooks import target_roles
 from robench.model.prefix import Prefix
 from robench.model.reader import Reader
-from robench.model.shared_prefix import attend_to_prefix
 from robench.types import Edit, Message
 
 
@@ -93,6 +92,8 @@ def target_loss(
         owner: (b,) the row of the prefix that each row begins with.
         row_edits: each row's edits besides the model's; they do not act on the prefix.
     """
+    from robench.model.shared_prefix import attend_to_prefix
+
     labels, real = pad_right(targets)
     labels, real = labels.to(embeds.device), real.to(embeds.device)
     starts = torch.tensor(first)

@@ -1,14 +1,12 @@
 """The line from command to CSV, in a process of its own; interrupted, refused, and with holes."""
 
 import json
-import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +15,6 @@ from robench import load_rows, run
 from robench.errors import InputError
 from robench.organism import behaviors
 from robench.results.store import RunStore
-from robench.results.tables import tables
 from robench.runs.question import Question
 from robench.runs.train import train as train_defense
 
@@ -89,14 +86,18 @@ BOARD = [
 ]
 
 
-def command(out: Path, *words: str, settings: Sequence[str] = QUICK) -> list[str]:
-    base = [sys.executable, "-m", "robench", "run", "--out", str(out), "--n", "4", "--threads", "1"]
-    return [*base, *(["--set", *settings] if settings else []), *words]
+def words(out: Path, *more: object, settings: Sequence[str] = QUICK) -> list[str]:
+    base = ["run", "--out", str(out), "--n", "4", "--threads", "1"]
+    return [*base, *(["--set", *settings] if settings else []), *map(str, more)]
 
 
-def robench(out: Path, *words: str, settings: Sequence[str] = QUICK) -> Any:
-    line = command(out, *words, settings=settings)
-    return subprocess.run(line, capture_output=True, text=True, timeout=240)
+def process(
+    *line: str, program: str = "from robench.cli import main; import sys; sys.exit(main())"
+):
+    """robench in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *line], capture_output=True, text=True, timeout=240
+    )
 
 
 def answers(out: Path) -> pd.DataFrame:
@@ -109,8 +110,10 @@ def answers(out: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("line") / "run"
-    done = robench(out)
+    done = process(*words(out))
     assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr and "%|" not in done.stderr  # no bar without a terminal
+    assert "28/28 es2 x scav, seed 0: done in " in done.stdout  # but a line per finished cell
     return out
 
 
@@ -141,52 +144,65 @@ def test_rows_hold_what_is_needed_to_replay(finished):
     assert not list(finished.rglob("*.pt")) and not list(finished.rglob("*.pkl"))
 
 
-def test_a_finished_run_is_quick_and_imports_no_transformers(finished):
-    code = (
-        "import sys, time; start = time.perf_counter()\n"
+def test_a_finished_run_loads_no_transformers(finished):
+    program = (
+        "import sys\n"
         "from robench.cli import main\n"
         "assert main() == 0\n"
         "assert 'transformers' not in sys.modules and 'peft' not in sys.modules\n"
-        "print('took', time.perf_counter() - start)\n"
     )
-    words = command(finished)[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60
-    )
+    done = process(*words(finished), program=program)
     assert done.returncode == 0, done.stderr
     assert "28 done, 0 to do" in done.stdout
-    assert float(done.stdout.split("took")[1]) < 5
 
 
-def test_the_tables_are_a_function_of_the_cells(finished):
+def test_the_tables_are_a_function_of_the_cells(finished, call):
     before = {name: (finished / name).read_text() for name in ("dsr.csv", "leaderboard.csv")}
     for name in before:
         (finished / name).unlink()
-    words = [sys.executable, "-m", "robench", "leaderboard", str(finished)]
-    assert subprocess.run(words, capture_output=True, timeout=60).returncode == 0
+    assert call("leaderboard", finished)[0] == 0
     assert before == {name: (finished / name).read_text() for name in before}
 
 
-def test_killed_at_random_points_it_ends_with_the_same_answers(finished, tmp_path):
-    out, rng, kills = tmp_path / "killed", random.Random(0), 0
-    for _ in range(5):
-        with subprocess.Popen(
-            command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            time.sleep(rng.uniform(1.5, 5))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-    with next(out.glob("cells/*/rows.jsonl"), out / "none").open("ab") as file:
-        file.write(b'{"torn": ')
-    done = robench(out)
+# A process that dies in the middle of its n-th write of rows, or after its n-th checkpoint
+DYING = """
+import os, signal, sys
+from robench import files
+from robench.cli import main
+
+left, name = int(sys.argv.pop(1)), sys.argv.pop(1)
+whole = getattr(files, name)
+
+def dying(path, content):
+    global left
+    if name == "write_bytes" and not path.name.endswith("checkpoint.safetensors"):
+        return whole(path, content)
+    left -= 1
+    if not left and name == "append_lines":
+        with path.open("ab") as file:
+            file.write("".join(content).encode()[:-7])
+    else:
+        whole(path, content)
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(files, name, dying)
+sys.exit(main())
+"""
+
+
+def test_killed_in_the_middle_of_writes_it_ends_with_the_same_answers(finished, tmp_path):
+    out = tmp_path / "killed"
+    for write in (2, 1, 9):
+        done = process(str(write), "append_lines", *words(out), program=DYING)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    done = process(*words(out))
     assert done.returncode == 0, done.stderr
-    assert kills >= 2
     pd.testing.assert_frame_equal(answers(out), answers(finished))
 
 
-def test_another_question_is_refused_by_name(finished):
-    for words, named in [
+def test_another_question_is_refused_by_name(finished, call):
+    for more, named in [
         (["--n", "5"], "n = 4, not 5"),
         (["--seeds", "1"], "seeds = [0], not [1]"),
         (["--judges", "keyword"], "judges"),
@@ -194,34 +210,34 @@ def test_another_question_is_refused_by_name(finished):
         (["--system", "Be brief."], "system"),
         (["--set", "gcg.steps=3"], "gcg with attack_fields"),
     ]:
-        done = robench(finished, *words)
-        assert done.returncode == 2, done.stdout
-        assert named in done.stderr and "Traceback" not in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        code, out, err = call(*words(finished, *more))
+        assert code == 2, out
+        assert named in err and len(err.strip().splitlines()) == 1
 
 
-def test_attacks_may_be_added_and_other_versions_warn(finished, tmp_path):
+def test_attacks_may_be_added_and_other_versions_warn(finished, tmp_path, call):
+    out = shutil.copytree(finished, tmp_path / "run")
     prefill = f"{Path(__file__).parents[1] / 'prefill.py'}:Prefill"
-    record = json.loads((finished / "run.json").read_text())
+    record = json.loads((out / "run.json").read_text())
     record["versions"]["numpy"] = "0.0.1"
-    (finished / "run.json").write_text(json.dumps(record))
-    words = ["--attacks", "direct", prefill, "--defenses", "none"]
-    done = robench(finished, *words, settings=())
-    assert done.returncode == 0, done.stderr
-    assert "warning: numpy was 0.0.1 here" in done.stdout + done.stderr
-    board = pd.read_csv(finished / "leaderboard.csv").set_index("defense")
-    assert board.loc["circuit_breaker", "attacks_missing"] == prefill
+    (out / "run.json").write_text(json.dumps(record))
+    more = ["--attacks", "direct", prefill, "--defenses", "none"]
+    code, told, err = call(*words(out, *more, settings=()))
+    assert code == 0
+    assert "warning: numpy was 0.0.1 here" in told + err
+    board = pd.read_csv(out / "leaderboard.csv").set_index("defense")
+    assert board.loc["circuit_breaker", "attacks_missing"] == "Prefill"
     assert board["suite"].str.startswith("custom-").all()
 
 
-def test_dry_run_plans_and_writes_nothing(tmp_path):
-    done = robench(tmp_path / "dry", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "28 cells, 0 done, 28 to do" in done.stdout and "TFLOP" in done.stdout
+def test_dry_run_plans_and_writes_nothing(tmp_path, call):
+    code, out, _ = call(*words(tmp_path / "dry", "--dry-run"))
+    assert code == 0
+    assert "28 cells, 0 done, 28 to do" in out and "TFLOP" in out
     assert not (tmp_path / "dry").exists()
 
 
-def test_a_failing_cell_is_a_hole_never_a_success(tmp_path):
+def test_a_failing_cell_is_a_hole_never_a_success(tmp_path, call):
     file = tmp_path / "failing.py"
     file.write_text(
         "from dataclasses import dataclass\n"
@@ -236,25 +252,22 @@ def test_a_failing_cell_is_a_hole_never_a_success(tmp_path):
         "    def run(self, model, behaviors, ctx):\n"
         "        yield from [][1]\n"
     )
-    base = [sys.executable, "-m", "robench", "run", "--n", "4", "--threads", "1"]
-    words = [*base, "--attacks", "direct", f"{file}:NaN", "--defenses", "none"]
-    done = subprocess.run(
-        [*words, "--out", str(tmp_path / "nan")], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 3, done.stderr
-    assert "is nan by step 3" in done.stdout
-    table = pd.read_csv(tmp_path / "nan" / "dsr.csv")
-    hole = table[table["attack"].str.contains("NaN")]
+
+    def run_of(attack: str, *more: object) -> tuple[int, str, str]:
+        asked = ["--attacks", "direct", f"{file}:{attack}", "--defenses", "none"]
+        return call(*words(tmp_path / attack, *asked, *more, settings=()))
+
+    code, out, err = run_of("NaN")
+    assert code == 3
+    assert "is nan by step 3" in out + err
+    table = pd.read_csv(tmp_path / "NaN" / "dsr.csv")
+    hole = table[table["attack"] == "NaN"]
     assert (hole["unscored"] == 4).all() and hole["dsr"].isna().all()
-    words[words.index(f"{file}:NaN")] = f"{file}:Bug"
-    out = ["--out", str(tmp_path / "bug")]
-    stopped = subprocess.run([*words, *out], capture_output=True, text=True, timeout=120)
-    assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
-    assert "attack 'Bug' (" in stopped.stderr and "failing.py:11): IndexError" in stopped.stderr
-    going = subprocess.run(
-        [*words, *out, "--keep-going"], capture_output=True, text=True, timeout=120
-    )
-    assert going.returncode == 3 and "IndexError" in going.stdout
+    code, _, err = run_of("Bug")
+    assert code == 2
+    assert "attack 'Bug' (" in err and "failing.py:11): IndexError" in err
+    code, out, err = run_of("Bug", "--keep-going")
+    assert code == 3 and "IndexError" in out + err
 
 
 def test_a_defense_that_fails_is_a_hole_in_each_of_its_cells(tmp_path):
@@ -278,32 +291,20 @@ def test_a_defense_that_fails_is_a_hole_in_each_of_its_cells(tmp_path):
     assert len(reasons) == 3 and all("nan at step 7" in reason for reason in reasons)
 
 
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path):
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path, call):
     out = tmp_path / "full"
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
-    code = limit + "from robench.cli import main; sys.exit(main())"
-    words = command(out, "--attacks", "direct", "--defenses", "none", settings=())[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120
-    )
+    line = words(out, "--attacks", "direct", "--defenses", "none", settings=())
+    done = process(*line, program=limit + "from robench.cli import main; sys.exit(main())")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and "kept" in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "robench", *words], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    assert call(*line)[0] == 0
     assert (pd.read_csv(out / "dsr.csv")["unscored"] == 0).all()
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
+def test_a_file_where_the_folder_should_be(tmp_path, call):
     (tmp_path / "file").write_text("")
-    done = robench(tmp_path / "file" / "run")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-
-
-def test_no_bar_where_there_is_no_terminal(finished):
-    done = robench(finished, "--defenses", "none", "--attacks", "direct", settings=())
-    assert "it/s" not in done.stderr and "%|" not in done.stderr
+    assert call(*words(tmp_path / "file" / "run"))[0] == 2
 
 
 def test_two_seeds_are_two_cells_each(tmp_path):
@@ -314,27 +315,21 @@ def test_two_seeds_are_two_cells_each(tmp_path):
     assert set(load_rows(out)["seed"]) == {0, 1}
 
 
-def test_train_makes_an_adapter_that_a_run_takes(tmp_path):
-    """Interrupted by a kill, it goes on; what comes out is a row of a table."""
-    folder, words = tmp_path / "made", [sys.executable, "-m", "robench", "train"]
-    words += ["circuit_breaker", "--out", str(folder), "--set", "circuit_breaker.steps=40"]
-    checkpoint = tmp_path / "made.checkpoint.safetensors"
-    with subprocess.Popen([*words, "--threads", "1"], stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not checkpoint.exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+def test_train_makes_an_adapter_that_a_run_takes(tmp_path, call):
+    """Killed after a checkpoint, it resumes; what comes out is a row of a table."""
+    folder, checkpoint = tmp_path / "made", tmp_path / "made.checkpoint.safetensors"
+    line = ["train", "circuit_breaker", "--out", str(folder), "--threads", "1"]
+    line += ["--set", "circuit_breaker.steps=40"]
+    done = process("1", "write_bytes", *line, program=DYING)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert checkpoint.exists() and not folder.exists()
-    done = subprocess.run([*words, "--threads", "1"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert call(*line)[0] == 0
     assert not checkpoint.exists()
-    again = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert again.returncode == 2 and "already exists" in again.stderr
+    code, _, err = call(*line)
+    assert code == 2 and "already exists" in err
     out = tmp_path / "run"
     row = f"adapter:{folder}"
     assert run(defenses=["none", row], attacks=["direct"], n=4, out=out).holes == 0
-    tables([out])
     board = pd.read_csv(out / "leaderboard.csv")
     assert set(board["defense"]) == {"none", row}
 

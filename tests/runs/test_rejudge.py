@@ -67,6 +67,9 @@ class Length:
 """
 
 
+NAME = "Length"  # of the judge in a file, by its class
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rejudge") / "run"
@@ -84,9 +87,6 @@ def length(tmp_path: Path) -> str:
     file = tmp_path / "length.py"
     file.write_text(JUDGE)
     return f"{file}:Length"
-
-
-NAME = "Length"  # of the judge in the file
 
 
 def scores(folder: Path, name: str) -> list[float | None]:
