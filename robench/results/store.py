@@ -104,14 +104,19 @@ class RunStore:
 
     # The run
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the folder, made if need be, against other processes; see `locks.locked`.
+    def locked(self, new: bool = False) -> AbstractContextManager[None]:
+        """Hold the folder against other processes; see `locks.locked`.
+
+        Args:
+            new: whether it may have no run yet: it is then made, and `open_for` comes next.
 
         Raises:
-            InputError: another process holds it, it is something else than a run, or it cannot be
-                made.
+            InputError: another process holds it, it is not a run's, or it cannot be made.
         """
-        self._make()
+        if new:
+            self._make()
+        else:
+            self.question()
         return locks.locked(self.folder)
 
     def open_for(

@@ -149,7 +149,7 @@ class Plan:
             "defenses": list(dict.fromkeys(cell.defense for cell in cells)),
             "attacks": list(dict.fromkeys(cell.attack for cell in cells if cell.attack != BENIGN)),
         }
-        with store.locked():
+        with store.locked(new=True):
             for warning in store.open_for(self.shared, _versions(), order):
                 tqdm.write(f"warning: {warning}")
             store.save_behaviors([as_dict(b) for b in (*self.texts.behaviors, *self.texts.benign)])

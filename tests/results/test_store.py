@@ -62,7 +62,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not empty and is not a run folder"):
         RunStore(tmp_path).open_for(QUESTION, {}, ORDER)
     with pytest.raises(InputError, match="is not empty and is not a run folder"):
-        RunStore(tmp_path).locked()
+        RunStore(tmp_path).locked(new=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -175,21 +175,28 @@ def test_names_tell_cells_apart_whatever_their_readable_part() -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for make in (lambda s: s.open_for(QUESTION, {}, ORDER), lambda s: s.locked()):
+    for make in (lambda s: s.open_for(QUESTION, {}, ORDER), lambda s: s.locked(new=True)):
         with pytest.raises(InputError, match="cannot make the folder"):
             make(RunStore(tmp_path / "file" / "run"))
 
 
 def test_a_locked_folder_is_one_that_may_be_claimed(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "new" / "run")
-    with store.locked():
+    with store.locked(new=True):
         store.open_for(QUESTION, {}, ORDER)
     with store.locked():
         assert store.question() == QUESTION
     RunStore(tmp_path / "left").folder.mkdir()
-    with RunStore(tmp_path / "left").locked():
+    with RunStore(tmp_path / "left").locked(new=True):
         pass
     assert RunStore(tmp_path / "left").open_for(QUESTION, {}, ORDER) == []
+
+
+def test_a_folder_that_is_not_there_is_not_made_for_a_reader(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "mistyped"):
+        with pytest.raises(InputError, match="is not a run folder"):
+            RunStore(folder).locked()
+    assert not list(tmp_path.iterdir())
 
 
 # The order of cells

@@ -63,7 +63,7 @@ def goal_of(name, model):
         return source.Rerouting(settings, model, [1, 2], ctx)
     if name == "repbend":
         return source.Bending(settings, model, [1, 2], ctx)
-    return source.FineTuning(settings, model, ctx)
+    return source.FineTuning(model, [], batch=1, steps=1, rng=ctx.rng())
 
 
 @pytest.mark.parametrize("name", TRAINED)
