@@ -208,7 +208,7 @@ def test_attacks_may_be_added_and_other_versions_warn(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "warning: numpy was 0.0.1 here" in done.stdout + done.stderr
     board = pd.read_csv(finished / "leaderboard.csv").set_index("defense")
-    assert board.loc["circuit_breaker", "attacks_missing"] == prefill
+    assert board.loc["circuit_breaker", "attacks_missing"] == "Prefill"
     assert board["suite"].str.startswith("custom-").all()
 
 
