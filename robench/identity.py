@@ -1,4 +1,4 @@
-"""What a method is known by: a hash of the sources and files that its results depend on."""
+"""The identity of a method: a hash of the sources and files that its results depend on."""
 
 import ast
 import sys
@@ -62,7 +62,7 @@ def sources(module: str) -> tuple[Path, ...]:
     name; of robench itself, whose version is recorded with every run, it is the folder of the
     module. To a `FILE.py:Class` and to a script belong the files beside it.
     """
-    first = getattr(sys.modules[module], "__file__", None)
+    first = getattr(sys.modules.get(module), "__file__", None)
     if first is None:
         return ()
     scope = _Scope.of(module, Path(first))

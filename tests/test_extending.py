@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from robench.runs.runner import run
+from robench import run
 
 from robench import cli, load_rows
 from robench.methods.registry import resolve

@@ -40,10 +40,10 @@ class Exact:
 
 
 def _score(request: str, reply: str) -> float:
-    asked = language.parse(request)
-    if asked is None:
+    parsed = language.parse(request)
+    if parsed is None:
         return math.nan
-    content = language.content_words(*asked)
-    said = set(re.findall(r"\w+", reply.lower()))
-    share = sum(word in said for word in content) / len(content)
+    content = language.content_words(*parsed)
+    words = set(re.findall(r"\w+", reply.lower()))
+    share = sum(word in words for word in content) / len(content)
     return 1.0 if share >= ENOUGH else share / 2

@@ -82,9 +82,9 @@ class JudgeZoo:
             ]
             for behavior, reply in zip(behaviors, replies, strict=True)
         ]
-        found = self._judge(chats)["p_harmful"]
-        if len(found) == len(chats):
-            return [math.nan if p is None else float(p) for p in found]
+        harmful = self._judge(chats)["p_harmful"]
+        if len(harmful) == len(chats):
+            return [math.nan if p is None else float(p) for p in harmful]
         # Some of its judges leave out what they cannot parse: whose score is whose is lost.
         if len(chats) == 1:
             return [math.nan]

@@ -93,10 +93,10 @@ def kinds_of(base: str) -> list[Kind]:
 @cache
 def _entries(kind: Kind) -> dict[str, tuple[EntryPoint, ...]]:
     """By name; an entry that is installed twice (a folder beside its wheel) counts once."""
-    found: dict[str, dict[str, EntryPoint]] = {}
+    entries: dict[str, dict[str, EntryPoint]] = {}
     for entry in entry_points(group=f"robench.{kind}s"):
-        found.setdefault(entry.name, {})[entry.value] = entry
-    return {name: tuple(entries.values()) for name, entries in found.items()}
+        entries.setdefault(entry.name, {})[entry.value] = entry
+    return {name: tuple(by_value.values()) for name, by_value in entries.items()}
 
 
 def _class_in_file(subject: str, base: str) -> type:

@@ -21,13 +21,14 @@ def left_behind(model: ChatModel, before: tuple[dict[str, Tensor], Tensor]) -> l
     weights, states = before
     problems = []
     now = model.network.state_dict()
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
     if now.keys() != weights.keys() or any(not torch.equal(weights[k], now[k]) for k in weights):
         problems.append("the model's weights are not what they were")
-    elif not torch.equal(states, model.hidden([Prompt(user("Tell me how to wreck a lamp."))])):
+    elif not hooked and not torch.equal(states, snapshot(model)[1]):
         problems.append("the model's states are not what they were")
     if any(p.grad is not None for p in model.network.parameters()):
         problems.append("it left gradients on the model's weights")
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules()):
+    if hooked:
         problems.append("it left hooks on the model")
     if model.network.training:
         problems.append("it left the model in training mode")
@@ -53,10 +54,12 @@ def _alike(one: Prompt, other: Prompt) -> bool:
         return False
     pairs = [] if one.soft is None or other.soft is None else [(one.soft, other.soft)]
     for first, second in zip(one.edits, other.edits, strict=True):
+        if type(first) is not type(second):
+            return False
         for field in fields(first):  # type: ignore[arg-type]
             here, there = getattr(first, field.name), getattr(second, field.name)
-            if isinstance(here, Tensor):
+            if isinstance(here, Tensor) and isinstance(there, Tensor):
                 pairs.append((here, there))
-            elif here != there:
+            elif type(here) is not type(there) or here != there:
                 return False
     return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)

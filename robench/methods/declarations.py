@@ -126,11 +126,11 @@ def _dataclass_problem(kind: Kind, cls: type) -> str:
 
 
 def _role_problem(kind: Kind, cls: type) -> str:
-    known = ROLES.get(kind, ())
+    roles = ROLES.get(kind, ())
     role = getattr(cls, "role", None)
-    if role is None or not known or role in known:
+    if role is None or not roles or role in roles:
         return ""
-    return f"has an unknown role {role!r}{suggestion(str(role), known)}"
+    return f"has an unknown role {role!r}{suggestion(str(role), roles)}"
 
 
 def _preset_problem(kind: Kind, cls: type) -> str:

@@ -22,8 +22,7 @@ def blame(method: Method, error: BaseException) -> str:
 
 def line_of(instance: Any, error: BaseException) -> str:
     """The last line of a method's own files that an error passed through, as FILE:LINE, or ""."""
-    own = {file.resolve() for file in sources(type(instance).__module__)}
-    return last_line(error, own)
+    return last_line(error, {file.resolve() for file in sources(type(instance).__module__)})
 
 
 def last_line(error: BaseException, files: set[Path]) -> str:

@@ -285,8 +285,8 @@ def _longer_name(draft: _Draft, method: Method, peers: Sequence[Method]) -> str:
         return draft.longer
     alike = [peer for peer in peers if peer.base == method.base]
     name = method.name if len(alike) == len(peers) else draft.longer
-    own, *others = as_dict(method.instance), *(as_dict(peer.instance) for peer in alike)
-    differing = [field for field in own if any(own[field] != other[field] for other in others)]
+    values, others = as_dict(method.instance), [as_dict(peer.instance) for peer in alike]
+    differing = [field for field in values if any(values[field] != o[field] for o in others)]
     if not differing:
         return name
-    return f"{name}({', '.join(f'{field}={own[field]!r}' for field in differing)})"
+    return f"{name}({', '.join(f'{field}={values[field]!r}' for field in differing)})"

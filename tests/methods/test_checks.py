@@ -147,6 +147,11 @@ def test_a_strangers_attack_of_a_few_lines_passes():
             "for b in behaviors: yield Attempt(b, Prompt(user('a')), final=True)",
         ),
         (
+            "left hooks",
+            "model.network.register_forward_hook(lambda *a: 1 / 0)\n"
+            "for b in behaviors: yield Attempt(b, Prompt(user('a')), final=True)",
+        ),
+        (
             "weights are not",
             "next(model.network.parameters()).data += 1\n"
             "for b in behaviors: yield Attempt(b, Prompt(user('a')), final=True)",

@@ -1,5 +1,6 @@
 """The names of the methods of a run: labels, classes in files, objects; what --set calls them."""
 
+import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -210,6 +211,19 @@ def _entry(package: str, value: str) -> EntryPoint:
     entry = EntryPoint("mine", value, "robench.attacks")
     vars(entry).update(dist=SimpleNamespace(name=package))
     return entry
+
+
+def test_an_entry_point_may_be_a_ready_object(monkeypatch, files):
+    made = load_class("attack", "./a.py:Suffix")(length=9)
+    monkeypatch.setitem(sys.modules, "ready_package", SimpleNamespace(mine=made))
+    entry = EntryPoint("mine", "ready_package:mine", "robench.attacks")
+    monkeypatch.setattr(classes, "_entries", lambda kind: {"mine": (entry,)})
+    method = resolve("attack", "mine")
+    assert (method.name, method.base, method.tier) == ("mine", "mine", "custom")
+    assert method.instance is made
+    assert resolve("attack", "mine", settings={"length": "4"}).instance.length == 4
+    with pytest.raises(InputError, match="'mine' is a ready object: it has no presets"):
+        resolve("attack", "mine:short")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from robench.model import folding
 from robench.model.folding import FoldedAdapter, fold_adapter
 from robench.model.hooks import blocks
 from robench.testing import quick, tiny, tiny_context
-from robench.training import adapters, loop
+from robench.training import FineTuning, adapters, loop
 from robench.training.adapters import CARD, RECORD, Recipe
+from robench.training.corpus import split_examples, tokenise
 from robench.types import Prompt, user
 
 TRAINED = ["circuit_breaker", "repbend", "benign_lora"]
@@ -63,7 +64,8 @@ def goal_of(name, model):
         return source.Rerouting(settings, model, [1, 2], ctx)
     if name == "repbend":
         return source.Bending(settings, model, [1, 2], ctx)
-    return source.FineTuning(model, [], batch=1, steps=1, rng=ctx.rng())
+    texts = tokenise(model.chat, split_examples(ctx.examples).harmless)
+    return FineTuning(model, texts, settings.batch, settings.steps, ctx.rng("benign_lora"))
 
 
 @pytest.mark.parametrize("name", TRAINED)
