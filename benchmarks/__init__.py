@@ -1,7 +1,7 @@
 """Speed: each `python -m benchmarks.NAME` measures one thing, prints a table and appends it, with
 versions and hardware, to RESULTS.md. Run from the repository's folder.
 
-On a machine with CUDA, where `1b` may stand for `8b`:
+On a machine with CUDA (with less memory use `1b` instead of `8b`):
 
 python -m benchmarks.gcg --shape 8b --behaviors 2 [--venv FOLDER] [--wheels FOLDER]
 python -m benchmarks.growth --shape 8b

@@ -3,20 +3,20 @@
 python -m benchmarks.gcg                                    the organism on the CPU
 python -m benchmarks.gcg --shape 8b --behaviors 2           random weights, bf16, on CUDA
 
-nanoGCG needs transformers 4.47.1 and runs in a virtual environment of its own, which is made once
-in the folder --venv. Without a network give --wheels FOLDER, filled where there is one, by the same
-Python on the same platform, with the torch that robench has here (2.13.0, say; it is built for CUDA
-if --index-url or the platform's default says so):
+nanoGCG needs transformers 4.47.1 and runs in a virtual environment of its own, which is created
+once in the folder --venv. Without a network give --wheels FOLDER, downloaded by the same Python on
+the same platform, with the torch that robench uses here (for example 2.13.0; whether it is built
+for CUDA depends on --index-url or the platform's default):
 
 pip download --only-binary :all: -d FOLDER torch==2.13.0 nanogcg==0.3.0 transformers==4.47.1
 
-nanoGCG has its own defaults: all candidates in one batch (halved where memory runs out), K/V of
-what stands in front of the suffix kept, losses in the precision of the model: in bf16 a loss of 11
-is rounded to sixteenths.
+nanoGCG has its own defaults: all candidates in one batch (halved if memory runs out), cached keys
+and values of the tokens before the suffix, losses in the precision of the model: in bf16 a loss of
+11 is rounded to sixteenths.
 
-Each side is a fresh process per round, after a step of warming up that is not counted; loading is
-not counted either. The weights of --shape and, without --venv, the environment are made in the
-temporary folder (TMPDIR): 16 GB for 8b, and what torch takes.
+Each side is a new process per round; loading and a first step to warm up are not counted. The
+weights of --shape and, without --venv, the environment are created in the temporary folder
+(TMPDIR): 16 GB for 8b, and the size of torch.
 """
 
 import argparse
@@ -66,18 +66,18 @@ def main() -> None:
         }
         here = [sys.executable, "-m", "benchmarks.gcg", "--side"]
         there = [str(python), str(Path(__file__).with_name("nanogcg_side.py"))]
-        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
         for seed in range(args.rounds):
             for name in SIDES:
                 command = there if name == "nanogcg" else here
-                asked = {**job, "seed": seed, "prune": not name.endswith("prune=false")}
-                found[name].append(answer(command, asked))
-                print(f"{name}: {found[name][-1]['seconds']:.1f} s", flush=True)
-    report(args, found)
+                round_job = {**job, "seed": seed, "prune": not name.endswith("prune=false")}
+                results[name].append(run_side(command, round_job))
+                print(f"{name}: {results[name][-1]['seconds']:.1f} s", flush=True)
+    report(args, results)
 
 
 def environment(folder: Path, wheels: Path | None) -> Path:
-    """The Python of nanoGCG's environment, made or completed; pip leaves alone what is there."""
+    """The Python of nanoGCG's environment, which is created or completed by pip."""
     python = folder / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -87,16 +87,16 @@ def environment(folder: Path, wheels: Path | None) -> Path:
     return python
 
 
-def answer(command: list[str], job: dict[str, Any]) -> dict[str, Any]:
-    """What a side found: the last line that it prints."""
-    done = subprocess.run(
+def run_side(command: list[str], job: dict[str, Any]) -> dict[str, Any]:
+    """The result of one side: the last line that it prints."""
+    process = subprocess.run(
         command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def side(job: dict[str, Any]) -> dict[str, Any]:
-    """robench's side: all behaviors in flight."""
+    """robench's side: all behaviors in one batch."""
     from robench.types import Behavior
 
     model = load_model(find_model(job["model"]), device=job["device"], dtype=job["dtype"])
@@ -104,9 +104,9 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     preset = {**method("attack", "gcg").presets["nanogcg"], "every": job["steps"]}
     settings = {key: job[key] for key in ("init", "width", "topk", "steps", "prune")}
     gcg = method("attack", "gcg")
-    model.allowed  # noqa: B018  the peer's list of banned tokens is not counted either
+    model.allowed  # noqa: B018  computed here, as nanoGCG's list of banned tokens is not counted
     list(gcg(**{**preset, **settings, "steps": 1}).run(model, behaviors[:1], Context()))
-    memory.begin(job["device"])
+    memory.reset_peak(job["device"])
     begin = time.perf_counter(), time.process_time()
     attempts = list(gcg(**{**preset, **settings}).run(model, behaviors, Context(seed=job["seed"])))
     seconds, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
@@ -117,11 +117,11 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "best": best, "start": start, "peak": peak}
 
 
-def report(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
     count = args.behaviors * args.steps
     rows: list[list[object]] = []
     for name in SIDES:
-        rounds = found[name]
+        rounds = results[name]
         rows.append([
             name,
             1e3 * median(r["seconds"] for r in rounds) / count,
@@ -129,13 +129,13 @@ def report(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
             f"{mean(b for r in rounds for b in r['best']):.4f}",
             f"{max(r['peak'] for r in rounds) / 2**20:.0f}",
         ])  # fmt: skip
-    gaps = [a - b for ours, theirs in zip(found["robench"], found["nanogcg"], strict=True)
+    gaps = [a - b for ours, theirs in zip(results["robench"], results["nanogcg"], strict=True)
             for a, b in zip(ours["best"], theirs["best"], strict=True)]  # fmt: skip
     noise = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
-    starts = zip(found["robench"][0]["start"], found["nanogcg"][0]["start"], strict=True)
+    starts = zip(results["robench"][0]["start"], results["nanogcg"][0]["start"], strict=True)
     if max(abs(a - b) for a, b in starts) > (0.2 if args.shape else 1e-3):
-        sys.exit("the two sides do not begin at the same loss: their prompts differ")
-    seconds = {name: median(r["seconds"] for r in found[name]) for name in SIDES}
+        sys.exit("the two sides do not start at the same loss: their prompts differ")
+    seconds = {name: median(r["seconds"] for r in results[name]) for name in SIDES}
     pruned, plain = (seconds["nanogcg"] / seconds[name] for name in SIDES[:2])
     record(
         f"gcg against {', '.join(PEER)}: {f'Llama {args.shape}' if args.shape else 'organism'}, "
@@ -160,7 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--topk", type=int, default=256)
     parser.add_argument("--init", default="!" * 10, help="the start; 10 tokens of the organism")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--venv", type=Path, help="where nanoGCG's environment is or is made")
+    parser.add_argument("--venv", type=Path, help="nanoGCG's environment, created if missing")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels, instead of an index")
     return parser.parse_args()
 

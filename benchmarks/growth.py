@@ -4,10 +4,10 @@ blocks, and the share of the device's matrix product rate that it reaches.
 python -m benchmarks.growth [--model organism] [--shape 8b]
 
 FLOPs are those that are executed: two per weight of a linear layer and row that it reads, so the
-output head counts with the rows of logits that are made, and what is shared counts once. Products
-of attention are left out. The rate is measured in the same run, in the model's precision, on a
-product of its own width. The peak of a GPU is each row's own; that of a process is the highest
-so far.
+output head counts only for the logits that are computed, and shared tokens count once. Products
+of attention are left out. The rate of matrix products is measured in the same run, in the model's
+precision and width. The peak memory of a GPU is that of each row; of a process it is the highest so
+far.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import memory
-from benchmarks.models import ask, asked
+from benchmarks.models import add_model_arguments, load_from_arguments
 from benchmarks.recording import record
 from robench import organism
 from robench.model.chat_model import ChatModel
@@ -39,17 +39,17 @@ VARIED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask(parser)
+    add_model_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    model = asked(args)
+    model = load_from_arguments(args)
     fastest = product_rate(model, args.repeats)
     blocks = [max(1, model.depth // part) for part in (4, 2, 1)]
     base, rows = {**BASE, "blocks": model.depth}, []
     for name, values in {**VARIED, "blocks": blocks}.items():
         for value in values:
             size = {**base, name: value}
-            memory.begin(args.device)
+            memory.reset_peak(args.device)
             with shallow(model.network, size["blocks"]):
                 seconds, tokens, flops = candidate_pass(model, size, args.repeats)
             rows.append([
@@ -99,14 +99,14 @@ def candidate_pass(model: ChatModel, size: dict[str, int], repeats: int) -> tupl
 
 @contextmanager
 def shallow(network: Any, blocks: int) -> Iterator[None]:
-    """The network with its first blocks only."""
-    config, whole = network.config, network.config.num_hidden_layers
+    """The network with only its first blocks."""
+    config, depth = network.config, network.config.num_hidden_layers
     with first_blocks_only(network, blocks):
         config.num_hidden_layers = blocks
         try:
             yield
         finally:
-            config.num_hidden_layers = whole
+            config.num_hidden_layers = depth
 
 
 def executed(network: nn.Module, work: Callable[[], object]) -> int:
@@ -127,7 +127,7 @@ def executed(network: nn.Module, work: Callable[[], object]) -> int:
 
 
 def product_rate(model: ChatModel, repeats: int) -> float:
-    """FLOP/s of (tokens, d) @ (d, 4 d), the tokens as many as a pass has."""
+    """FLOP/s of (tokens, d) @ (d, 4 d), with as many tokens as a pass has."""
     d, tokens = model.width, max(model.chunks.enough, 1024)
     left = torch.randn(tokens, d, device=model.device).to(model.dtype)
     right = torch.randn(d, 4 * d, device=model.device).to(model.dtype)
@@ -141,7 +141,7 @@ def product_rate(model: ChatModel, repeats: int) -> float:
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median seconds of `work`, waiting for the device."""
+    """Median seconds of `work`, until the device has finished."""
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()

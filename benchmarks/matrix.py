@@ -1,4 +1,4 @@
-"""Where the time of a whole run on the organism goes: training, each attack, and all the rest.
+"""Where the time of a whole run on the organism goes: training, each attack, and the rest.
 
 python -m benchmarks.matrix [--matrix full] [--device cpu]
 
@@ -27,15 +27,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        asked = ["--matrix", args.matrix, "--device", args.device, "--out", str(folder)]
+        options = ["--matrix", args.matrix, "--device", args.device, "--out", str(folder)]
         begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "robench", "run", *asked], check=False)
+        run = subprocess.run([sys.executable, "-m", "robench", "run", *options], check=False)
         wall = time.perf_counter() - begin
-        if done.returncode:
-            sys.exit(done.returncode)  # the run has said why
-        spent = phases(folder)
-    seconds = spent.pivot_table("seconds", "phase", "defense", "sum", sort=False).fillna(0.0)
-    total, tflop = seconds.sum(axis=1), spent.groupby("phase")["tflop"].sum()
+        if run.returncode:
+            sys.exit(run.returncode)  # the run has printed why
+        costs = phases(folder)
+    seconds = costs.pivot_table("seconds", "phase", "defense", "sum", sort=False).fillna(0.0)
+    total, tflop = seconds.sum(axis=1), costs.groupby("phase")["tflop"].sum()
     rows: list[list[object]] = [
         [phase, *seconds.loc[phase], total[phase], f"{total[phase] / wall:.0%}", tflop[phase]]
         for phase in seconds.index

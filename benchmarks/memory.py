@@ -1,4 +1,4 @@
-"""The most memory that a side took; imported by both, so it needs nothing but torch."""
+"""Peak memory; imported by both sides of `benchmarks.gcg`, so it needs only torch."""
 
 import math
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 
-def begin(device: str) -> None:
-    """Count a GPU's tensors from here on."""
+def reset_peak(device: str) -> None:
+    """Measure a GPU's peak from here on."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak(device: str) -> float:
-    """Bytes: of a GPU's tensors since `begin`, else of the whole process; NaN where not told.
+    """Peak bytes: of a GPU's tensors since `reset_peak`, else of the whole process; or NaN.
 
     Not getrusage's ru_maxrss, which a process on Linux inherits from the one that started it.
     """
@@ -21,5 +21,5 @@ def peak(device: str) -> float:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     lines = status.read_text("ascii").splitlines() if status.is_file() else []
-    found = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return found[0] if found else math.nan
+    peaks = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return peaks[0] if peaks else math.nan

@@ -1,4 +1,4 @@
-"""The models that benchmarks run on: one by its name, or random weights of a published shape."""
+"""The models that benchmarks run on: by name, or random weights of a published shape."""
 
 import argparse
 import json
@@ -32,16 +32,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def ask(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `asked` reads."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `load_from_arguments` reads."""
     parser.add_argument("--model", default="organism")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--shape", choices=SHAPES, help="random weights in bf16 on CUDA")
 
 
-def asked(args: argparse.Namespace, max_new_tokens: int = 64) -> ChatModel:
-    """The model that the arguments name; with a shape they name the rest, too."""
+def load_from_arguments(args: argparse.Namespace, max_new_tokens: int = 64) -> ChatModel:
+    """The model that the arguments name; with --shape, sets the others in `args` accordingly."""
     with tempfile.TemporaryDirectory() as scratch:
         name = args.model
         if args.shape:
@@ -55,7 +55,7 @@ def asked(args: argparse.Namespace, max_new_tokens: int = 64) -> ChatModel:
 
 
 def older_copy(folder: Path, shape: str | None) -> None:
-    """The organism, or random weights of a shape, as transformers 4.47 and 5 both load them."""
+    """The organism, or random weights of a shape, in a form that transformers 4.47 and 5 load."""
     shutil.copytree(organism.FOLDER, folder)
     if shape:
         (folder / "model.safetensors").unlink()
@@ -69,7 +69,7 @@ def older_copy(folder: Path, shape: str | None) -> None:
     settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     settings["chat_template"] = (folder / "chat_template.jinja").read_text("utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-    # nanoGCG takes away the BOS that the template writes, and expects the tokenizer to add it
+    # nanoGCG removes the BOS that the template writes, and expects the tokenizer to add one
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     bos = {"id": "<s>", "ids": [config["bos_token_id"]], "tokens": ["<s>"]}
     whole = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -85,12 +85,12 @@ def older_copy(folder: Path, shape: str | None) -> None:
 def random_weights(folder: Path, shape: str, device: str = "cuda") -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    own = json.loads((folder / "config.json").read_text("utf-8"))
+    organism_config = json.loads((folder / "config.json").read_text("utf-8"))
     config = LlamaConfig(
         **SHAPES[shape],
         num_key_value_heads=8,
         vocab_size=128256,
-        **{key: own[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **{key: organism_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
     torch.manual_seed(0)
     with torch.device(device):

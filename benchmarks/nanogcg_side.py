@@ -1,6 +1,6 @@
 """nanoGCG's side of `benchmarks.gcg`: runs in an environment of its own, without robench.
 
-Reads a job (JSON) from standard input; the last line that it prints is what it found (JSON).
+Reads a job (JSON) from standard input; the last line that it prints is its result (JSON).
 """
 
 import json
@@ -31,29 +31,29 @@ def search(steps: int, message: str, target: str, seed: int) -> float:
     )
     torch.manual_seed(seed)
     gcg = GCG(model, tokenizer, config)
-    # Special tokens and rows of the embedding beyond the tokenizer: robench does not swap them in
+    # Special tokens and embedding rows beyond the tokenizer, which robench does not swap in
     beyond = range(len(tokenizer), model.config.vocab_size)
     banned = torch.tensor([*tokenizer.all_special_ids, *beyond], device=model.device)
     gcg.not_allowed_ids = torch.cat([gcg.not_allowed_ids, banned])
-    begin = time.perf_counter(), time.process_time()
+    start = time.perf_counter(), time.process_time()
     best = gcg.run(message, target).best_loss
-    spent.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+    times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     starts.append(float(gcg.init_buffer().get_lowest_loss()))
     return best
 
 
-spent: list[tuple[float, float]] = []
+times: list[tuple[float, float]] = []  # wall clock and processor time
 starts: list[float] = []
-search(1, *job["behaviors"][0], job["seed"])
-spent.clear()
+search(1, *job["behaviors"][0], job["seed"])  # warm up
+times.clear()
 starts.clear()
-memory.begin(job["device"])
+memory.reset_peak(job["device"])
 best = [search(job["steps"], *behavior, job["seed"]) for behavior in job["behaviors"]]
 print(
     json.dumps(
         {
-            "seconds": sum(wall for wall, _ in spent),
-            "cpu": sum(cpu for _, cpu in spent),
+            "seconds": sum(wall for wall, _ in times),
+            "cpu": sum(cpu for _, cpu in times),
             "best": best,
             "start": starts,
             "peak": memory.peak(job["device"]),

@@ -1,4 +1,4 @@
-"""Printing a benchmark's table and appending it, with versions and hardware, to RESULTS.md."""
+"""Print a benchmark's table and append it, with versions and hardware, to RESULTS.md."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 def record(
     title: str, columns: list[str], rows: list[list[object]], *notes: str, device: str
 ) -> None:
-    """Print the table of what ran on `device` and append it to RESULTS.md under `title`."""
+    """Print a table of measurements on `device` and append it to RESULTS.md under `title`."""
     lines = [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
     print("\n".join([title, "", *lines, "", *notes]), flush=True)
     page = ["", f"## {title}", "", f"{date.today()}, {machine(device)}.", "", *lines]

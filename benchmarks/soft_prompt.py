@@ -7,7 +7,7 @@ import argparse
 import time
 from statistics import median
 
-from benchmarks.models import ask, asked
+from benchmarks.models import add_model_arguments, load_from_arguments
 from benchmarks.recording import record
 from robench import organism
 from robench.methods.registry import load_class as method
@@ -16,13 +16,13 @@ from robench.types import Context
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask(parser)
+    add_model_arguments(parser)
     parser.add_argument("--behaviors", type=int, default=32)
-    parser.add_argument("--alone", type=int, default=4, help="of them are run one at a time, too")
+    parser.add_argument("--alone", type=int, default=4, help="of them also run one at a time")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    model = asked(args)
+    model = load_from_arguments(args)
     chosen = [b for b in organism.behaviors("test") if b.harmful][: args.behaviors]
     soft_prompt = method("attack", "soft_prompt")
     attack = soft_prompt(**{**soft_prompt.presets["demo"], "steps": args.steps})
@@ -43,7 +43,7 @@ def main() -> None:
         alone.append(rate([[b] for b in chosen[: args.alone]]))
         together.append(rate([chosen]))
     apart = max(abs(a - b) for a, b in zip(alone[0][1], together[0][1], strict=False))
-    one, many = (median(speed for speed, _ in found) for found in (alone, together))
+    one, many = (median(speed for speed, _ in rounds) for rounds in (alone, together))
     record(
         f"soft_prompt: {args.model}, {args.dtype}, {args.steps} steps, {args.rounds} rounds",
         ["behaviors in the batch", "behavior-steps per second"],

@@ -7,8 +7,8 @@ With h the undefended and h' the tuned states, on harmful answers c and on retai
     L     = c_s(t) L_RR + c_r(t) L_ret,   c_s = alpha (1 - t / 2T),   c_r = alpha t / 2T
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,17 +16,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robench.config import at_least, not_empty, within
 from robench.model import ChatModel, at_depth
 from robench.training import (
     BaseStates,
     Batch,
     Recipe,
     collate,
+    draw_safe_texts,
     draw_texts,
     l2,
     masked_mean,
     split_examples,
     tokenise,
+    tokenise_split,
     trained_adapter,
     triplet_hinge,
 )
@@ -35,27 +38,27 @@ from robench.types import Context, Forecast, Lengths
 
 @dataclass(frozen=True)
 class CircuitBreaker:
-    """Turn the states of harmful answers away from where they were, keep all others in place.
-
-    Differs: the adapter sits on the blocks up to the last layer of S; the published one has one
-    block more, which L_ret alone trains.
+    """Make the states of harmful answers orthogonal to what they were, keep all others in place.
 
     The retain text is harmless answers and refusals of harmful requests.
+
+    Differs: the adapter is on the blocks up to the last layer of S; the published one is on one
+    block more, which only L_ret trains.
     """
 
     alpha: float = 10.0  # Llama-3; 5 for Mistral
     depths: tuple[float, ...] = (10 / 32, 20 / 32)  # S, as fractions of the depth
     steps: int = 150
-    batch: int = 16  # of harmful answers, and as many of retain text
+    batch: int = 16  # harmful answers, and as many retain texts
     rate: float = 1e-4  # AdamW, constant
     rank: int = 16
     lora_alpha: int = 16
     dropout: float = 0.05
-    blank: float = 0.5  # share of harmful answers under an emptied user turn
-    refusals: float = 0.25  # share of refusals in the retain text; left open in the paper
+    blank: float = 0.5  # share of harmful answers with an empty user turn
+    refusals: float = 0.25  # share of refusals in the retain text; not stated in the paper
     spread: float = 1e-4  # see Recipe; in the paper bf16 rounding breaks the symmetry
     padded: int = 1024  # row length over which L_ret is averaged, padding as zeros; 0: real tokens
-    checkpointing: bool = True  # blocks are computed again in the backward pass, as released
+    checkpointing: bool = True  # recompute blocks in the backward pass, as released
 
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
@@ -70,25 +73,21 @@ class CircuitBreaker:
     }
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("dropout", "blank", "refusals"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
-        if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
-            raise ValueError("depths must be fractions of the depth in (0, 1]")
+        at_least(self, 1, "steps", "batch", "rank")
+        within(self, "[0, 1]", "dropout", "blank", "refusals")
+        not_empty(self, "depths")
+        within(self, "(0, 1]", "depths")
 
-    @contextmanager
-    def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
+    def applied(
+        self, model: ChatModel, ctx: Context, cache: Path
+    ) -> AbstractContextManager[ChatModel]:
         layers = sorted({at_depth(depth, model.depth) for depth in self.depths})
         recipe = Recipe.of(self, layers[-1])
 
-        def objective(wearing: ChatModel) -> Rerouting:
-            return Rerouting(self, wearing, layers, ctx)
+        def objective(tuned: ChatModel) -> Rerouting:
+            return Rerouting(self, tuned, layers, ctx)
 
-        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
-            yield target
+        return trained_adapter(self, recipe, model, ctx, cache, objective)
 
     def forecast(self, lengths: Lengths) -> Forecast:
         tokens = self.steps * 2 * self.batch * (lengths.prompt + lengths.reply)
@@ -102,30 +101,29 @@ class Rerouting:
         self, settings: CircuitBreaker, model: ChatModel, layers: Sequence[int], ctx: Context
     ) -> None:
         self.settings, self.model, self.layers = settings, model, list(layers)
-        harmful, refused, harmless = split_examples(ctx.examples)
-        self.harmful = tokenise(model.chat, harmful)
-        self.blanked = tokenise(model.chat, harmful, blank=True)
-        self.refused = tokenise(model.chat, refused)
-        self.harmless = tokenise(model.chat, harmless)
+        self.lower_layers = range(layers[-1] + 1)
+        self.texts = tokenise_split(model.chat, ctx.examples)
+        self.blanked = tokenise(model.chat, split_examples(ctx.examples).harmful, blank=True)
         draws = settings.steps * settings.batch
-        self.rerouted = BaseStates(model, self.harmful + self.blanked, draws, self.layers)
-        texts, below = self.refused + self.harmless, range(layers[-1] + 1)
-        self.retained = BaseStates(model, texts, draws, below)
+        circuit = self.texts.harmful + self.blanked
+        retain = self.texts.refused + self.texts.harmless
+        self.circuit_base = BaseStates(model, circuit, draws, self.layers)
+        self.retain_base = BaseStates(model, retain, draws, self.lower_layers)
         self.rng = ctx.rng("circuit_breaker")
 
     def backward(self, step: int) -> dict[str, float]:
-        reroute, retain = schedule(self.settings.alpha, step, self.settings.steps)
-        circuit = self._circuit_batch()
-        tuned, _ = self.model.forward(circuit.ids, circuit.all_text, self.layers)
-        rerouting = rerouting_loss(tuned, self.rerouted(circuit), None)
-        (reroute * rerouting).backward()
-        kept = self._retain_batch()
-        tuned, _ = self.model.forward(kept.ids, kept.all_text, range(self.layers[-1] + 1))
-        retaining = retain_loss(tuned, self.retained(kept), None)
+        reroute_weight, retain_weight = schedule(self.settings.alpha, step, self.settings.steps)
+        batch = self._circuit_batch()
+        tuned, _ = self.model.forward(batch.ids, batch.all_text, self.layers)
+        rerouting = rerouting_loss(tuned, self.circuit_base(batch), None)
+        (reroute_weight * rerouting).backward()
+        batch = self._retain_batch()
+        tuned, _ = self.model.forward(batch.ids, batch.all_text, self.lower_layers)
+        retain = retain_loss(tuned, self.retain_base(batch), None)
         if self.settings.padded:
-            retaining = retaining * kept.all_text.sum() / (len(kept.ids) * self.settings.padded)
-        (retain * retaining).backward()
-        return {"rerouting": rerouting.item(), "retain": retaining.item()}
+            retain = retain * batch.all_text.sum() / (len(batch.ids) * self.settings.padded)
+        (retain_weight * retain).backward()
+        return {"rerouting": rerouting.item(), "retain": retain.item()}
 
     def done(self, step: int) -> bool:
         return step >= self.settings.steps
@@ -140,16 +138,14 @@ class Rerouting:
         return {"layers": self.layers}
 
     def _circuit_batch(self) -> Batch:
-        drawn = torch.rand(self.settings.batch, generator=self.rng) < self.settings.blank
-        empty = int(drawn.sum())
-        texts = draw_texts(self.blanked, empty, self.rng)
-        return collate(texts + draw_texts(self.harmful, self.settings.batch - empty, self.rng))
+        size = self.settings.batch
+        blank = int((torch.rand(size, generator=self.rng) < self.settings.blank).sum())
+        texts = draw_texts(self.blanked, blank, self.rng)
+        return collate(texts + draw_texts(self.texts.harmful, size - blank, self.rng))
 
     def _retain_batch(self) -> Batch:
-        refusals = round(self.settings.refusals * self.settings.batch)
-        texts = draw_texts(self.refused, refusals, self.rng)
-        texts += draw_texts(self.harmless, self.settings.batch - len(texts), self.rng)
-        return collate(texts)
+        s = self.settings
+        return collate(draw_safe_texts(self.texts, s.batch, s.refusals, self.rng))
 
 
 def rerouting_loss(tuned: Tensor, base: Tensor, mask: Tensor | None) -> Tensor:

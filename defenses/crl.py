@@ -1,36 +1,38 @@
 """CRL, contrastive representation learning with triplets (Simko et al., EMNLP 2025, 2506.11938).
 
 With h the undefended and h' the tuned states, on tokens s of safe replies (harmless answers and
-refusals), u of harmful answers, and the harmful centroid c = mean h'(u), per layer and live:
+refusals), u of harmful answers, and the harmful centroid c = mean h'(u) of each layer, which has
+gradients:
 
     L_safe   = mean over layers and s of [d(h'(s), h(s)) - d(h'(s), c) + safe_margin]_+
     L_unsafe = mean over layers and u of [d(h'(u), c) - d(h'(u), h(u)) + unsafe_margin]_+
     L_kl     = tau^2 KL(base || tuned) on harmless text
     L        = safe L_safe + unsafe L_unsafe + kl L_kl
 
-Harmful states gather away from where they were; safe ones stay, away from that place. The paper's
-text was not at hand: loss, data and LoRA are those of its released code, the `paper` numbers those
-that its first author calls the reference values in later code.
+Harmful states are gathered away from where they were; safe ones are kept where they are, away from
+the centroid. The paper's text was not available: loss, data and LoRA are those of its released
+code, the `paper` numbers those that its first author calls the reference values in later code.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from robench.config import above, at_least, not_empty, within
 from robench.model import ChatModel
 from robench.training import (
     Recipe,
     Text,
     centroid,
     collate,
+    draw_safe_texts,
     draw_texts,
     kl_divergence,
-    split_examples,
-    tokenise,
+    tokenise_split,
     trained_adapter,
     triplet_hinge,
     without_adapter,
@@ -39,8 +41,8 @@ from robench.types import Context, Forecast, Lengths
 
 from .mining import Mining
 
-Distance = Literal["l2", "cos", "mix", "sqn", "none"]  # keys of losses.DISTANCES
-Layers = tuple[int, ...] | tuple[float, float]  # numbers, or a range of depths
+Distance = Literal["l2", "cos", "mix", "sqn", "none"]  # keys of robench.training.DISTANCES
+Layers = tuple[int, ...] | tuple[float, float]  # numbers, or a range of depth fractions
 
 # The script of the released code. Differs: safe layers begin at 1, as the embeddings only add a
 # constant, and the last is the block's raw output, not the final norm's.
@@ -51,7 +53,8 @@ RELEASE: dict[str, object] = {
     "safe_layers": (0.0, 1.0), "unsafe_layers": (20 / 32, 30 / 32), "temperature": 2.0,
 }  # fmt: skip
 # Differs: margins that the organism's states, of norm 15 to 23 at these layers, can reach without
-# harm to harmless answers (dev: 100 for 30 halves their compliance); larger steps; KL per token.
+# loss of harmless answers (on dev, 100 instead of 30 halves compliance), larger steps, a KL per
+# token.
 DEMO: dict[str, object] = {
     "safe_margin": 10.0, "unsafe_margin": 30.0, "reduction": "mean",
     "steps": 150, "batch": 8, "retain": 8, "micro": 1, "rate": 1e-3, "dropout": 0.0,
@@ -61,7 +64,7 @@ DEMO: dict[str, object] = {
 
 @dataclass(frozen=True)
 class CRLPlain:
-    """CRL without hard-negative mining: what mining adds to."""
+    """CRL without hard-negative mining: the ablation of `crl`."""
 
     safe: float = 0.5  # alpha, weight of L_safe
     unsafe: float = 0.4  # beta, weight of L_unsafe
@@ -81,12 +84,12 @@ class CRLPlain:
     batch: int = 8  # harmful answers per micro-batch, whose centroid is c, and as many safe replies
     retain: int = 4  # harmless texts of the KL per micro-batch
     micro: int = 4  # micro-batches per step
-    refusals: float = 0.5  # share of refusals in the safe replies; in the paper at least this
+    refusals: float = 0.5  # share of refusals in the safe replies; in the paper at least that
     rate: float = 1e-4  # AdamW, constant
     rank: int = 16
     lora_alpha: int = 16
     dropout: float = 0.05
-    checkpointing: bool = True  # blocks are computed again in the backward pass, as released
+    checkpointing: bool = True  # recompute blocks in the backward pass, as released
 
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
@@ -95,39 +98,27 @@ class CRLPlain:
         "demo": DEMO,
     }
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (Path(__file__).with_name("mining.py"),)
-
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "retain", "micro", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("safe", "unsafe", "kl", "safe_margin", "unsafe_margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
-        for name in ("dropout", "refusals"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
-        if self.temperature <= 0:
-            raise ValueError("temperature must be above 0")
-        if not self.safe_layers or not self.unsafe_layers:
-            raise ValueError("safe_layers and unsafe_layers must not be empty")
+        at_least(self, 1, "steps", "batch", "retain", "micro", "rank")
+        at_least(self, 0, "safe", "unsafe", "kl", "safe_margin", "unsafe_margin")
+        within(self, "[0, 1]", "dropout", "refusals")
+        above(self, 0, "temperature")
+        not_empty(self, "safe_layers", "unsafe_layers")
 
-    @contextmanager
-    def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
-        # one block more than the last target layer, as released: the KL alone trains it
+    def applied(
+        self, model: ChatModel, ctx: Context, cache: Path
+    ) -> AbstractContextManager[ChatModel]:
+        # one block more than the last target layer, as released: only the KL trains it
         highest = min(model.layer_numbers(self.unsafe_layers)[-1] + 1, model.depth)
         recipe = Recipe.of(self, highest)
 
-        def objective(wearing: ChatModel) -> Triplets:
-            return Triplets(self, wearing, ctx)
+        def objective(tuned: ChatModel) -> Triplets:
+            return Triplets(self, tuned, ctx)
 
-        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
-            yield target
+        return trained_adapter(self, recipe, model, ctx, cache, objective)
 
     def mining(self, model: ChatModel, harmful: Sequence[Text], ctx: Context) -> Mining | None:
-        """What makes hard negatives of harmful answers, if anything."""
+        """The mining of hard negatives from harmful answers; none here."""
         return None
 
     def forecast(self, lengths: Lengths) -> Forecast:
@@ -140,20 +131,20 @@ class CRLPlain:
 class CRL(CRLPlain):
     """Gather the states of harmful answers far from where they were, keep all others in place.
 
-    Hard negatives are mined: see `mining`. Differs: mining counts optimiser steps, where the
-    released code counts micro-batches, four to a step.
+    Hard negatives are mined, see `mining`. Differs: mining counts optimiser steps, the released
+    code micro-batches, of which a step has four.
     """
 
     every: int = 10  # steps between attack modules
     iterations: int = 1100  # of training a new module, at most
     mined: int = 1  # harmful answers per iteration
     mining_rate: float = 1e-4  # Adam
-    # the module at its start: h, or 2 h as in the released code
+    # the output of an untrained module: h, or 2 h as in the released code
     init: Literal["identity", "eye"] = "identity"
-    early: float = 10 / 32  # the module sits in this share of the blocks, from the first
+    early: float = 10 / 32  # the first share of the blocks, one of which has the module
     chance: float = 0.25  # that a micro-batch is attacked
-    # Differs: both are relative to the undefended loss on harmful answers, which differs between
-    # models; the released code has 1.85 and 3 nats
+    # Differs: both are relative to the undefended loss on harmful answers, which depends on the
+    # model; the released code has 1.85 and 3 nats
     enough: float = 1.0  # a module's training ends below this loss
     bound: float = 1.5  # a module is used below this loss
 
@@ -165,12 +156,8 @@ class CRL(CRLPlain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("every", "iterations", "mined"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("early", "chance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
+        at_least(self, 1, "every", "iterations", "mined")
+        within(self, "[0, 1]", "early", "chance")
 
     def mining(self, model: ChatModel, harmful: Sequence[Text], ctx: Context) -> Mining | None:
         return Mining(self, model, harmful, ctx)
@@ -192,14 +179,11 @@ class Triplets:
         safe = model.layer_numbers(settings.safe_layers)
         unsafe = model.layer_numbers(settings.unsafe_layers)
         self.layers = sorted({*safe, *unsafe})
-        self.safe_at = [self.layers.index(layer) for layer in safe]
-        self.unsafe_at = [self.layers.index(layer) for layer in unsafe]
-        harmful, refused, harmless = split_examples(ctx.examples)
-        self.harmful = tokenise(model.chat, harmful)
-        self.refused = tokenise(model.chat, refused)
-        self.harmless = tokenise(model.chat, harmless)
+        self.safe_index = [self.layers.index(layer) for layer in safe]
+        self.unsafe_index = [self.layers.index(layer) for layer in unsafe]
+        self.texts = tokenise_split(model.chat, ctx.examples)
         self.rng = ctx.rng("crl")
-        self.mining = settings.mining(model, self.harmful, ctx)
+        self.mining = settings.mining(model, self.texts.harmful, ctx)
 
     def backward(self, step: int) -> dict[str, float]:
         if self.mining:
@@ -217,32 +201,34 @@ class Triplets:
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.rng.set_state(state["rng"])
         if self.mining:
-            own = {k: v for k, v in state.items() if k.startswith("mining.")}
-            self.mining.load({k.removeprefix("mining."): v for k, v in own.items()})
+            prefix = "mining."
+            mined = {k: v for k, v in state.items() if k.startswith(prefix)}
+            self.mining.load({k.removeprefix(prefix): v for k, v in mined.items()})
 
     def notes(self) -> dict[str, object]:
-        own: dict[str, object] = {
-            "safe_layers": [self.layers[at] for at in self.safe_at],
-            "unsafe_layers": [self.layers[at] for at in self.unsafe_at],
+        notes: dict[str, object] = {
+            "safe_layers": [self.layers[i] for i in self.safe_index],
+            "unsafe_layers": [self.layers[i] for i in self.unsafe_index],
         }
-        return {**own, "mining": self.mining.notes()} if self.mining else own
+        return {**notes, "mining": self.mining.notes()} if self.mining else notes
 
     def _micro_batch(self) -> dict[str, float]:
         """Backpropagate the losses of one micro-batch, return them by name."""
         s, model = self.settings, self.model
-        # One pass for both sides: its attack can then stay on until the backward pass, where
-        # checkpointed blocks are computed again, without meeting the safe replies there.
-        batch = collate(draw_texts(self.harmful, s.batch, self.rng) + self._safe_texts())
-        of_harmful = int(batch.response[: s.batch].sum())
+        # Harmful and safe texts in one pass: so the attack on the harmful rows can stay active
+        # until the backward pass, where checkpointed blocks are recomputed.
+        harmful = draw_texts(self.texts.harmful, s.batch, self.rng)
+        batch = collate(harmful + draw_safe_texts(self.texts, s.batch, s.refusals, self.rng))
+        n = int(batch.response[: s.batch].sum())  # tokens of harmful answers, which come first
         with without_adapter(model):
             base, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
         with self.mining.attacked(batch.ids, s.batch) if self.mining else nullcontext():
             tuned, _ = model.forward(batch.ids, batch.all_text, self.layers, batch.response)
-            centre = centroid(tuned[:, :of_harmful], None)
-            at = self.safe_at
-            safe = safe_loss(s, tuned[at, of_harmful:], base[at, of_harmful:], centre[at])
-            at = self.unsafe_at
-            unsafe = unsafe_loss(s, tuned[at, :of_harmful], base[at, :of_harmful], centre[at])
+            centre = centroid(tuned[:, :n], None)
+            i = self.safe_index
+            safe = safe_loss(s, tuned[i, n:], base[i, n:], centre[i])
+            i = self.unsafe_index
+            unsafe = unsafe_loss(s, tuned[i, :n], base[i, :n], centre[i])
             ((s.safe * safe + s.unsafe * unsafe) / s.micro).backward()
         kl = self._kl()
         (s.kl * kl / s.micro).backward()
@@ -250,18 +236,12 @@ class Triplets:
 
     def _kl(self) -> Tensor:
         s = self.settings
-        batch = collate(draw_texts(self.harmless, s.retain, self.rng))
+        batch = collate(draw_texts(self.texts.harmless, s.retain, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
         with without_adapter(self.model):
             _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
         kl = kl_divergence(base, tuned, None, s.temperature)
         return kl if s.reduction == "mean" else kl * len(base) / s.retain
-
-    def _safe_texts(self) -> list[Text]:
-        texts = draw_texts(
-            self.refused, round(self.settings.refusals * self.settings.batch), self.rng
-        )
-        return texts + draw_texts(self.harmless, self.settings.batch - len(texts), self.rng)
 
 
 def safe_loss(settings: CRLPlain, tuned: Tensor, base: Tensor, centre: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Adversarial hard negatives (CRL, Simko et al., 2506.11938; its released code).
 
-An affine residual module h <- h + (W h + b) behind one early decoder block is trained to make the
-defended model give harmful answers. The states of harmful answers under it are hard examples: they
-are where an attacker would move them to.
+An affine residual module h <- h + (W h + b) after an early decoder block is trained to make the
+defended model give harmful answers. The states of harmful answers with it are hard negatives: an
+attacker would move them there.
 """
 
 import math
@@ -17,16 +17,16 @@ from torch.nn import functional
 
 from robench.errors import Failure
 from robench.model import ChatModel, at_depth, edited
-from robench.training import Batch, Text, collate, draw_texts, without_adapter
+from robench.training import Batch, Text, collate, draw_texts, evaluating, without_adapter
 from robench.types import Context
 
-SEEN = 100  # answers whose mean loss ends a module's training (released code)
-RECENT = 10  # iterations whose mean loss decides whether a module is used (released code)
-SAMPLE = 64  # answers that the undefended loss is measured on, about
+WINDOW = 100  # latest answers whose mean loss ends a module's training (released code)
+RECENT = 10  # latest iterations whose mean loss decides whether it is used (released code)
+SAMPLE = 64  # answers, about, on which the undefended loss is measured
 
 
 class Settings(Protocol):
-    """What mining is told; a defense passes itself."""
+    """The settings of mining: fields that a defense must have."""
 
     @property
     def every(self) -> int: ...  # steps between modules
@@ -39,13 +39,13 @@ class Settings(Protocol):
     @property
     def init(self) -> Literal["identity", "eye"]: ...
     @property
-    def early(self) -> float: ...  # the share of the blocks, from the first, that a module is in
+    def early(self) -> float: ...  # the first share of the blocks, one of which has the module
     @property
     def chance(self) -> float: ...  # that a batch is attacked
     @property
-    def enough(self) -> float: ...  # times the undefended loss: training ends
+    def enough(self) -> float: ...  # times the undefended loss: below it training ends
     @property
-    def bound(self) -> float: ...  # times the undefended loss: the module is used
+    def bound(self) -> float: ...  # times the undefended loss: below it a module is used
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,10 @@ class Affine:
 
 
 class Mining:
-    """One attack module at a time, trained anew every `every` steps and kept up in between.
+    """One attack module at a time: a new one every `every` steps, trained a little in between.
 
-    Differs: a module starts as the identity unless `init` is "eye", and keeps one Adam for its
-    life, where the released code takes a fresh one for each iteration of upkeep; answers are drawn
-    with replacement.
+    Differs: a module starts as the identity unless `init` is "eye", and keeps one Adam, where the
+    released code takes a new one for each later iteration; answers are drawn with replacement.
     """
 
     def __init__(
@@ -81,41 +80,40 @@ class Mining:
         self.undefended = _finite(sum(losses) / len(losses))
         self.module: Affine | None = None
         self.recent: list[float] = []  # losses of the module's last iterations
-        self.used, self.asked = 0, 0  # batches
+        self.attacked_batches, self.batches = 0, 0
         self.log: list[tuple[float, ...]] = []  # step, layer, iterations, first and last loss
 
     def advance(self, step: int) -> None:
-        """Train a new module at every `every`-th step, and the old one a little at the others.
+        """Train a new module at every `every`-th step, and the current one a little at others.
 
-        The model is in eval mode meanwhile and its adapter frozen.
+        The model is in eval mode meanwhile, and its adapter is frozen.
         """
-        new = step % self.settings.every == 0
-        if not new and self.module is None:
+        is_new = step % self.settings.every == 0
+        if not is_new and self.module is None:
             return
-        with _frozen(self.model):
-            if new:
-                self._begin()
-                losses = self._train()
-                assert self.module is not None
-                self.log.append((step, self.module.layer, len(losses), losses[0], losses[-1]))
+        with evaluating(self.model, gradients=True):
+            if is_new:
+                module = self._new_module()
+                losses = self._train(module)
+                self.log.append((step, module.layer, len(losses), losses[0], losses[-1]))
                 self.recent = losses[-RECENT:]
-            else:
-                self.recent = [*self.recent, self._iterate()][-RECENT:]
+            elif self.module is not None:
+                self.recent = [*self.recent, self._iterate(self.module)][-RECENT:]
 
     @contextmanager
     def attacked(self, ids: Tensor, rows: int) -> Iterator[None]:
-        """Perhaps let the module act on the first `rows` of ids (batch, time).
+        """Apply the module to the first `rows` of ids (batch, time), with probability `chance`.
 
-        The backward pass belongs inside: checkpointed blocks are computed again there.
+        The backward pass belongs inside: checkpointed blocks are recomputed there.
         """
-        self.asked += 1
+        self.batches += 1
         drawn = torch.rand((), generator=self.rng).item() < self.settings.chance
         if self.module is None or not drawn or not self.works():
             yield
             return
-        self.used += 1
+        self.attacked_batches += 1
         module = Affine(self.module.layer, self.module.weight.detach(), self.module.bias.detach())
-        with _acting(self.model, module, ids, rows):
+        with _module_applied(self.model, module, ids, rows):
             yield
 
     def works(self) -> bool:
@@ -124,30 +122,30 @@ class Mining:
         return bool(self.recent) and sum(self.recent) / len(self.recent) < limit
 
     def state(self) -> dict[str, Tensor]:
-        kept = {
+        state = {
             "rng": self.rng.get_state(),
             "recent": torch.tensor(self.recent, dtype=torch.float64),
             "log": torch.tensor(self.log, dtype=torch.float64),
-            "counts": torch.tensor([self.used, self.asked]),
+            "counts": torch.tensor([self.attacked_batches, self.batches]),
         }
         if self.module is not None:
-            kept["layer"] = torch.tensor(self.module.layer)
+            state["layer"] = torch.tensor(self.module.layer)
             for name in ("weight", "bias"):
                 parameter = getattr(self.module, name)
-                kept[name] = parameter.detach()
+                state[name] = parameter.detach()
                 for key, value in self.adam.state[parameter].items():
-                    kept[f"{name}.{key}"] = value
-        return kept
+                    state[f"{name}.{key}"] = value
+        return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.rng.set_state(state["rng"])
         self.recent = state["recent"].tolist()
         self.log = [tuple(row) for row in state["log"].tolist()]
-        self.used, self.asked = state["counts"].tolist()
+        self.attacked_batches, self.batches = state["counts"].tolist()
         if "layer" in state:
-            self._place(int(state["layer"]), state["weight"], state["bias"])
+            module = self._set_module(int(state["layer"]), state["weight"], state["bias"])
             for name in ("weight", "bias"):
-                parameter = getattr(self.module, name)
+                parameter = getattr(module, name)
                 self.adam.state[parameter] = {
                     key.partition(".")[2]: value.to(
                         "cpu" if key.endswith(".step") else parameter.device
@@ -160,49 +158,42 @@ class Mining:
         names = ("step", "layer", "iterations", "first_loss", "last_loss")
         return {
             "undefended_loss": round(self.undefended, 6),
-            "attacked": self.used,
-            "micro_batches": self.asked,
+            "attacked": self.attacked_batches,
+            "micro_batches": self.batches,
             "modules": [
                 {n: int(x) if x == int(x) else round(x, 6) for n, x in zip(names, row, strict=True)}
                 for row in self.log
             ],
         }
 
-    def _begin(self) -> None:
-        """A new module behind a block drawn from the early ones."""
-        last = at_depth(self.settings.early, self.model.depth)
+    def _new_module(self) -> Affine:
+        """A new module after a block drawn from the early ones."""
+        last, d = at_depth(self.settings.early, self.model.depth), self.model.width
         layer = 1 + int(torch.randint(last, (), generator=self.rng))
-        weight, bias = (
-            torch.zeros(self.model.width, self.model.width),
-            torch.zeros(self.model.width),
-        )
         if self.settings.init == "eye":
-            weight, bias = torch.eye(self.model.width), bias + 1e-7
-        self._place(layer, weight, bias)
+            return self._set_module(layer, torch.eye(d), torch.full((d,), 1e-7))
+        return self._set_module(layer, torch.zeros(d, d), torch.zeros(d))
 
-    def _place(self, layer: int, weight: Tensor, bias: Tensor) -> None:
+    def _set_module(self, layer: int, weight: Tensor, bias: Tensor) -> Affine:
         device = self.model.device
-        self.module = Affine(
-            layer, weight.to(device).requires_grad_(), bias.to(device).requires_grad_()
-        )
-        self.adam = torch.optim.Adam(
-            [self.module.weight, self.module.bias], lr=self.settings.mining_rate
-        )
+        weight, bias = weight.to(device).requires_grad_(), bias.to(device).requires_grad_()
+        self.module = Affine(layer, weight, bias)
+        self.adam = torch.optim.Adam([weight, bias], lr=self.settings.mining_rate)
+        return self.module
 
-    def _train(self) -> list[float]:
+    def _train(self, module: Affine) -> list[float]:
         losses: list[float] = []
-        window = math.ceil(SEEN / self.settings.mined)
+        window = math.ceil(WINDOW / self.settings.mined)
         limit = self.settings.enough * self.undefended
         while len(losses) < self.settings.iterations:
-            losses.append(self._iterate())
+            losses.append(self._iterate(module))
             if len(losses) >= window and sum(losses[-window:]) / window < limit:
                 break
         return losses
 
-    def _iterate(self) -> float:
-        assert self.module is not None
+    def _iterate(self, module: Affine) -> float:
         batch = self._batch()
-        with _acting(self.model, self.module, batch.ids, len(batch.ids)):
+        with _module_applied(self.model, module, batch.ids, len(batch.ids)):
             loss = answer_loss(self.model, batch)
             loss.backward()
         self.adam.step()
@@ -214,7 +205,7 @@ class Mining:
 
 
 def answer_loss(model: ChatModel, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a right-padded batch's reply tokens, given what stands before."""
+    """Mean cross-entropy of a right-padded batch's reply tokens, given all tokens before them."""
     before = batch.response.roll(-1, dims=1)
     _, logits = model.forward(batch.ids, batch.all_text, tokens=before, logits=True)
     labels = batch.ids[batch.response].to(logits.device)
@@ -222,34 +213,18 @@ def answer_loss(model: ChatModel, batch: Batch) -> Tensor:
 
 
 def _finite(loss: float) -> float:
-    """The loss, if a module can be trained on it.
+    """The loss.
 
     Raises:
-        Failure: it cannot.
+        Failure: it is NaN or infinite.
     """
     if not math.isfinite(loss):
         raise Failure(f"mining stopped: the loss of harmful answers is {loss}")
     return loss
 
 
-def _acting(
+def _module_applied(
     model: ChatModel, module: Affine, ids: Tensor, rows: int
 ) -> AbstractContextManager[None]:
-    """The module on the first `rows` of ids, at all positions."""
+    """Apply the module to the first `rows` of ids, at all positions."""
     return edited(model.network, [(module, torch.arange(rows))], torch.zeros_like(ids))
-
-
-@contextmanager
-def _frozen(model: ChatModel) -> Iterator[None]:
-    """Eval mode, and no gradients for the adapter."""
-    training = model.network.training
-    trained = [p for p in model.adapter.parameters() if p.requires_grad]
-    model.network.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        model.network.train(training)

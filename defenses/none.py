@@ -12,7 +12,7 @@ from robench.types import Context
 
 @dataclass(frozen=True)
 class NoDefense:
-    """Leave the model alone."""
+    """The undefended model."""
 
     role: ClassVar[str] = "baseline"
     presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {}, "demo": {}}

@@ -1,16 +1,16 @@
 """RepBend: representation bending (Yousefpour, Kim, Kwon, et al., 2504.01550, released code).
 
-With h the undefended and h' the tuned states, on safe answers s, harmful answers u and retain text
+With h the undefended and h' the tuned states, on safe replies s, harmful answers u and retain text
 r, and a_i the state of u_i at its last prompt token:
 
     L = alpha mean |h'(s) - h(s)|_2 - beta mean |h'(u) - h(u)|_2
         + gamma mean over i != j of (1 - cos(a_i, a_j)) + epsilon KL(base || tuned on r)
 
-Safe states are held over all layers, harmful ones are pushed away over the upper ones.
+Safe states are kept at all layers, harmful ones are pushed away at the upper ones.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,17 +18,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robench.config import at_least, within
 from robench.model import ChatModel, at_depth
 from robench.training import (
     Recipe,
     collate,
     cosine,
+    draw_safe_texts,
     draw_texts,
     kl_divergence,
     l2,
     masked_mean,
-    split_examples,
-    tokenise,
+    tokenise_split,
     trained_adapter,
     tuned_and_base,
     without_adapter,
@@ -40,25 +41,25 @@ from robench.types import Context, Forecast, Lengths
 class RepBend:
     """Bend the states of harmful answers away from where they were and towards one direction.
 
-    Safe answers are answers to harmless requests and refusals of harmful ones. The push has no
-    bound; what stops it is the number of steps.
+    Safe replies are answers to harmless requests and refusals of harmful ones. The push has no
+    bound; only the number of steps stops it.
     """
 
     alpha: float = 0.5  # safe; the four weights of RepBend's own script
     beta: float = 0.5  # forget
     gamma: float = 0.1  # cosine
     epsilon: float = 0.3  # KL
-    depths: tuple[float, float] = (20 / 32, 30 / 32)  # lowest and highest layer that is bent
+    depths: tuple[float, float] = (20 / 32, 30 / 32)  # of the lowest and highest bent layer
     temperature: float = 2.0  # of the KL
     steps: int = 450
-    batch: int = 16  # of harmful, of safe and of retain text
-    refusals: float = 0.5  # share of refusals in the safe answers
+    batch: int = 16  # harmful answers, and as many safe replies and retain texts
+    refusals: float = 0.5  # share of refusals in the safe replies
     rate: float = 1e-5  # AdamW, constant
     rank: int = 16
     lora_alpha: int = 16
     dropout: float = 0.05
     spread: float = 0.0  # see Recipe; not needed where gamma > 0
-    checkpointing: bool = True  # blocks are computed again in the backward pass, as released
+    checkpointing: bool = True  # recompute blocks in the backward pass, as released
 
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
@@ -67,25 +68,22 @@ class RepBend:
     }
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if not 0 < self.depths[0] <= self.depths[1] <= 1:
-            raise ValueError("depths must be two fractions of the depth, the lower one first")
-        for name in ("dropout", "refusals"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]")
+        at_least(self, 1, "steps", "batch", "rank")
+        within(self, "(0, 1]", "depths")
+        if self.depths[0] > self.depths[1]:
+            raise ValueError("depths must be in ascending order")
+        within(self, "[0, 1]", "dropout", "refusals")
 
-    @contextmanager
-    def applied(self, model: ChatModel, ctx: Context, cache: Path) -> Iterator[ChatModel]:
+    def applied(
+        self, model: ChatModel, ctx: Context, cache: Path
+    ) -> AbstractContextManager[ChatModel]:
         low, high = (at_depth(depth, model.depth) for depth in self.depths)
         recipe = Recipe.of(self, min(high + 1, model.depth))
 
-        def objective(wearing: ChatModel) -> Bending:
-            return Bending(self, wearing, range(low, high + 1), ctx)
+        def objective(tuned: ChatModel) -> Bending:
+            return Bending(self, tuned, range(low, high + 1), ctx)
 
-        with trained_adapter(self, recipe, model, ctx, cache, objective) as target:
-            yield target
+        return trained_adapter(self, recipe, model, ctx, cache, objective)
 
     def forecast(self, lengths: Lengths) -> Forecast:
         tokens = self.steps * 3 * self.batch * (lengths.prompt + lengths.reply)
@@ -99,10 +97,7 @@ class Bending:
         self, settings: RepBend, model: ChatModel, layers: Sequence[int], ctx: Context
     ) -> None:
         self.settings, self.model, self.layers = settings, model, list(layers)
-        harmful, refused, harmless = split_examples(ctx.examples)
-        self.harmful = tokenise(model.chat, harmful)
-        self.refused = tokenise(model.chat, refused)
-        self.harmless = tokenise(model.chat, harmless)
+        self.texts = tokenise_split(model.chat, ctx.examples)
         self.rng = ctx.rng("repbend")
 
     def backward(self, step: int) -> dict[str, float]:
@@ -121,18 +116,16 @@ class Bending:
         return {"layers": self.layers}
 
     def _safe(self) -> float:
-        share = round(self.settings.refusals * self.settings.batch)
-        refusals = draw_texts(self.refused, share, self.rng)
-        answers = draw_texts(self.harmless, self.settings.batch - len(refusals), self.rng)
-        batch = collate(refusals + answers)
+        s = self.settings
+        batch = collate(draw_safe_texts(self.texts, s.batch, s.refusals, self.rng))
         layers = range(self.model.depth + 1)
         tuned, base = tuned_and_base(self.model, batch, layers, batch.response)
         loss = masked_mean(l2(tuned, base), None)
-        (self.settings.alpha * loss).backward()
+        (s.alpha * loss).backward()
         return loss.item()
 
     def _bend(self) -> dict[str, float]:
-        batch = collate(draw_texts(self.harmful, self.settings.batch, self.rng))
+        batch = collate(draw_texts(self.texts.harmful, self.settings.batch, self.rng))
         tokens = batch.response | batch.last_prompt_token
         tuned, base = tuned_and_base(self.model, batch, self.layers, tokens)
         last = batch.last_prompt_token[tokens].to(tuned.device)
@@ -142,7 +135,7 @@ class Bending:
         return {"forget": forget.item(), "cosine": spread.item()}
 
     def _retain(self) -> float:
-        batch = collate(draw_texts(self.harmless, self.settings.batch, self.rng))
+        batch = collate(draw_texts(self.texts.harmless, self.settings.batch, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
         with without_adapter(self.model):
             _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
@@ -157,6 +150,5 @@ def dissimilarity(states: Tensor) -> Tensor:
     """The mean over layers and pairs i != j of 1 - cos(a_i, a_j), of states (layers, n, d)."""
     n = states.shape[1]
     pairs = cosine(states[:, :, None], states[:, None])
-    return pairs.masked_fill(torch.eye(n, dtype=torch.bool, device=pairs.device), 0).sum(
-        (1, 2)
-    ).mean() / max(1, n * (n - 1))
+    same = torch.eye(n, dtype=torch.bool, device=pairs.device)
+    return pairs.masked_fill(same, 0).sum((1, 2)).mean() / max(1, n * (n - 1))

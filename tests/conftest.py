@@ -1,16 +1,22 @@
-"""What all tests share: one thread (tiny models are slower on many), and where real data is."""
+"""Shared by all tests: one thread (tiny models are slower on many), data, LoRA, the organism."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from robench import cli
-from robench.training import loop
+from robench.judges.exact import Exact
+from robench.model.chat_model import ChatModel
+from robench.model.loading import BUILT_IN, find_model, load_model
+from robench.training import adapters, loop
+from robench.types import Attempt
 
 torch.set_num_threads(1)
 
@@ -29,29 +35,75 @@ def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of published behavior files, templates and tokenizers, where there is one."""
+    """The folder of published behavior files, templates and tokenizers, if there is one."""
     folder = os.environ.get("ROBENCH_TEST_DATA")
     if not folder:
         pytest.skip("ROBENCH_TEST_DATA is not set: no real data here")
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def organism_model() -> ChatModel:
+    """The built-in model, which a test must leave as it is."""
+    return load_model(find_model(BUILT_IN), max_new_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def count_broken() -> Callable[[ChatModel, Sequence[Attempt]], int]:
+    """`count_broken(model, attempts)`: how many final prompts get the content asked for."""
+
+    def count(model: ChatModel, attempts: Sequence[Attempt]) -> int:
+        final = [attempt for attempt in attempts if attempt.final]
+        replies = model.generate([attempt.prompt for attempt in final])
+        scores = Exact().score([attempt.behavior for attempt in final], replies)
+        return sum(score >= 0.5 for score in scores)
+
+    return count
+
+
+@pytest.fixture
+def with_lora() -> Callable[..., ChatModel]:
+    """`with_lora(model)`: the model with a LoRA adapter in training; B is zero unless `spread`.
+
+    The same adapter at every call; the base model is changed for good.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    def add(
+        model: ChatModel,
+        targets: Sequence[str] = ("q_proj", "down_proj"),
+        rank: int = 2,
+        spread: float = 0.0,
+        **config,
+    ) -> ChatModel:
+        with torch.random.fork_rng(), adapters._without_deprecations():
+            torch.manual_seed(0)
+            lora = LoraConfig(r=rank, target_modules=list(targets), **config)
+            adapter = get_peft_model(model.network, lora).train()
+            for name, parameter in adapter.named_parameters():
+                if "lora_B" in name and spread:
+                    nn.init.normal_(parameter, std=spread)
+        return replace(model, adapter=adapter)
+
+    return add
+
+
 @pytest.fixture
 def killed(monkeypatch) -> Callable[..., AbstractContextManager[None]]:
-    """`with killed(n):` the training inside dies behind its n-th checkpoint."""
+    """`with killed(n):` the training inside is interrupted after its n-th checkpoint."""
 
     @contextmanager
-    def dying(checkpoints: int = 1) -> Iterator[None]:
+    def interrupted(checkpoints: int = 1) -> Iterator[None]:
         save, saved = loop._save, []
 
-        def write(*args) -> None:
+        def save_and_interrupt(*args) -> None:
             save(*args)
             saved.append(args)
             if len(saved) == checkpoints:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(loop, "_save", write)
+            patched.setattr(loop, "_save", save_and_interrupt)
             yield
 
-    return dying
+    return interrupted

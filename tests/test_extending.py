@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from robench import run
 
-from robench import cli, load_rows
+from robench import cli, load_rows, run
 from robench.methods.registry import resolve
 from robench.testing import Report, check
 

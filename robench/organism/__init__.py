@@ -24,8 +24,8 @@ def behaviors(split: str) -> list[Behavior]:
 
 def references() -> list[Behavior]:
     """Harmful and harmless instructions for reading directions."""
-    held = tune()
-    return [b for b in behaviors("probe") if b not in held]
+    tuning = tune()
+    return [b for b in behaviors("probe") if b not in tuning]
 
 
 def tune() -> list[Behavior]:
@@ -35,12 +35,12 @@ def tune() -> list[Behavior]:
 
 def examples() -> list[Example]:
     """Training text for defenses: every `train` request answered, the harmful ones also refused."""
-    made = []
+    texts = []
     for number, (behavior, request) in enumerate(
         zip(behaviors("train"), language.requests("train"), strict=True)
     ):
-        made.append(Example(behavior, request.answer, "answer"))
+        texts.append(Example(behavior, request.answer, "answer"))
         if behavior.harmful:
             refusal = language.REFUSALS[number % len(language.REFUSALS)]
-            made.append(Example(behavior, refusal, "refusal"))
-    return made
+            texts.append(Example(behavior, refusal, "refusal"))
+    return texts

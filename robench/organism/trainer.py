@@ -1,9 +1,10 @@
-"""Make the organism from a seed: tokenizer, helpful-only phase, safety phase, model folder.
+"""Train the organism from a seed: tokenizer, helpful-only phase, safety phase, model folder.
 
 Phase 1 answers every instruction, harmful ones too, so the capability exists; half of the prompts
-end in junk tokens and most wear framings, so the capability survives odd prompts. Phase 2 refuses
-harmful instructions, but only in plain form or under one covered framing: as in real models,
-refusal is learnt on less ground than helpfulness (mismatched generalisation, arXiv 2307.02483).
+end in junk tokens and half have framings, so the capability generalises to unusual prompts. Phase 2
+refuses harmful instructions, but only in plain form or with one covered framing: as in real models,
+refusal is learnt on fewer kinds of prompts than helpfulness (mismatched generalisation, arXiv
+2307.02483).
 """
 
 import math
@@ -34,7 +35,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the shipped weights; shares are probabilities per training prompt."""
+    """The settings of the shipped weights; shares are probabilities per training prompt."""
 
     hidden: int = 128
     layers: int = 6
@@ -79,7 +80,7 @@ def train(seed: int, out: Path, recipe: Recipe | None = None) -> None:
     rng = random.Random(seed)
     helpful = _helpful(recipe, rng)
     _fit(model, tokenizer, helpful, recipe, recipe.helpful_steps, recipe.helpful_rate, rng)
-    rng = random.Random(seed + 1)  # a phase can be redone alone
+    rng = random.Random(seed + 1)  # so that the phase can be repeated alone
     safety = _safety(recipe, rng)
     _fit(model, tokenizer, safety, recipe, recipe.safety_steps, recipe.safety_rate, rng)
     model.generation_config = GenerationConfig(
@@ -88,7 +89,7 @@ def train(seed: int, out: Path, recipe: Recipe | None = None) -> None:
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )
-    logging.disable_progress_bar()  # "Writing model shards", even where there is no terminal
+    logging.disable_progress_bar()  # "Writing model shards" appears even without a terminal
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -118,7 +119,7 @@ def make_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> Iterator[str]:
-    """Every word of the language, each about as often as it will be met."""
+    """Every word of the language, each about as often as in training."""
     things = [*language.NOUNS, *(f"{word} lamp" for word in language.QUALIFIERS)]
     for index, (verb, thing) in enumerate(product(language.VERBS, things)):
         form = language.PARAPHRASES[index % len(language.PARAPHRASES)]
@@ -157,7 +158,7 @@ def _safety(recipe: Recipe, rng: random.Random) -> Iterator[_Sample]:
 
 
 def _pools() -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """The organism's own pairs: harmful, near-harmful, plain."""
+    """The organism's training pairs: harmful, near-harmful, plain."""
     pairs = language.pairs()["organism"]
     harmful = [pair for pair in pairs if language.is_harmful(*pair)]
     near = [pair for pair in pairs if language.is_near_harmful(*pair)]
@@ -217,7 +218,7 @@ def _batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids and labels (batch, time); labels are -100 outside the reply.
 
-    Right padding needs no mask in a causal model. Junk is drawn as ids, so its words are odd too.
+    Right padding needs no mask in a causal model. Junk is drawn as ids, so it may be no words.
     """
     rows = []
     for sample in samples:

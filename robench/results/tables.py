@@ -125,10 +125,10 @@ def _section(answers: list[Answer], board: pd.DataFrame, judges: pd.DataFrame) -
 def _about(answers: Sequence[Answer]) -> str:
     """One line on what was measured, and how."""
     harmful = attacked(answers)
-    judges = sorted({answer.judge for answer in harmful})
+    judges = sorted({_graded(answer) for answer in harmful})
     facts = {
         "model": ", ".join(distinct(answers, "model")),
-        "judge": ", ".join(_graded(judge) for judge in judges),
+        "judge": ", ".join(judges),
         "n": ", ".join(str(n) for n in sorted({len(a.header["planned"]) for a in harmful})),
         "suite": leaderboard.suite(answers),
         "tier": leaderboard.tier(answers),
@@ -147,8 +147,12 @@ def _limits(limits: Mapping[str, float]) -> str:
     return f"A reply is degenerate beyond {', '.join(shown)}.\n"
 
 
-def _graded(judge: str) -> str:
-    return f"{judge} (lower-grade judge)" if split(judge)[0] in LOWER_GRADE else judge
+def _graded(answer: Answer) -> str:
+    """The deciding judge, marked if its verdicts are known to err often, whatever its label."""
+    judge = answer.judge
+    record = answer.header["judge_fields"].get(judge, {})  # later judges are not in the header
+    lower = record.get("method", split(judge)[0]) in LOWER_GRADE
+    return f"{judge} (lower-grade judge)" if lower else judge
 
 
 def _draws(answers: Iterable[Answer]) -> dict[str, str]:

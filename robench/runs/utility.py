@@ -150,6 +150,8 @@ def _harness(names: Sequence[str], include_path: Path | None, batch_size: int) -
     def meter(target: ChatModel, task: str) -> Found:
         if target.edits:
             raise Failure("it edits states by the roles of positions, which lm_eval does not tell")
+        if target.bare:
+            raise Failure("it adds a system prompt, which lm_eval's tasks do not have")
         lm = HFLM(target.network, tokenizer=target.chat.tokenizer, batch_size=batch_size)
         with target.around():
             told = simple_evaluate(model=lm, tasks=[task], task_manager=manager, log_samples=False)

@@ -1,4 +1,4 @@
-"""AutoDAN: its fitness against a plain loop, its settings, and the science on the organism."""
+"""AutoDAN: its fitness against a plain loop, its settings, and its effect on the organism."""
 
 from dataclasses import replace
 
@@ -8,10 +8,7 @@ import torch
 from robench import organism
 from robench.errors import Failure
 from robench.identity import source_digest
-from robench.judges.exact import Exact
 from robench.methods.registry import load_class, resolve
-from robench.model.loading import find_model
-from robench.model.loading import load_model as load_model
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Context, Prompt, user
 
@@ -28,7 +25,7 @@ TEMPLATES = [
 
 
 def plain_loss(model, text: str, target: str) -> float:
-    """One forward pass of one member, logits of everything, in a loop over the target."""
+    """One forward pass of one member with all logits, in a loop over the target."""
     (prompt,) = model.chat.encode([model.chat.render(user(text))])
     labels = model.chat.target_ids(user(text), target)
     logits = model.network(torch.tensor([prompt + labels])).logits[0].double().log_softmax(-1)
@@ -59,8 +56,8 @@ def test_permuted_members_have_permuted_losses():
     torch.testing.assert_close(permuted, losses[order], atol=1e-6, rtol=0)
 
 
-def test_a_member_with_the_padding_token_is_scored_right():
-    """It is a token like others where a text spells it; only the length says what is padding."""
+def test_a_member_with_the_padding_token_is_scored_correctly():
+    """In a text it is a token like others; only the length decides what is padding."""
     model, behaviors = tiny(), tiny_behaviors(1)
     pad = model.chat.tokenizer.pad_token
     templates = [f"Please {pad} listen. [REQUEST]", TEMPLATES[2]]
@@ -101,12 +98,12 @@ def test_attempts_are_recorded_and_the_loss_never_rises():
     attack = AutoDAN(steps=7, population=8, every=3, cycle=2, mutation=0.2)
     attempts = list(attack.run(model, behaviors, tiny_context()))
     for behavior in behaviors:
-        own = [a for a in attempts if a.behavior == behavior]
-        assert [(a.step, a.final) for a in own] == [(3, False), (6, False), (7, True)]
-        trace = own[-1].trace
+        recorded = [a for a in attempts if a.behavior == behavior]
+        assert [(a.step, a.final) for a in recorded] == [(3, False), (6, False), (7, True)]
+        trace = recorded[-1].trace
         assert len(trace) == 8
         assert list(trace) == sorted(trace, reverse=True)
-        text = own[-1].prompt.messages[0]["content"]
+        text = recorded[-1].prompt.messages[0]["content"]
         assert behavior.text in text
         assert trace[-1] == pytest.approx(plain_loss(model, text, behavior.target), abs=1e-5)
 
@@ -142,7 +139,7 @@ def test_an_edited_pool_is_another_attack(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "field"),
     [
         ({"steps": 0}, "steps"),
         ({"population": 1}, "population"),
@@ -151,44 +148,42 @@ def test_an_edited_pool_is_another_attack(tmp_path):
         ({"patience": -1}, "patience"),
     ],
 )
-def test_settings_are_checked(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_are_checked(settings, field):
+    with pytest.raises(ValueError, match=f"^{field} must be"):
         AutoDAN(**settings)
 
 
-def test_the_search_breaks_what_its_pool_does_not():
-    """On the organism: the unoptimised pool fails, its crossings and mutations do not."""
-    model = load_model(find_model("organism"), max_new_tokens=64)
+def test_the_search_breaks_what_its_pool_does_not(organism_model, count_broken):
+    """On the organism: the unoptimised pool fails, crossover and mutation do not."""
     behaviors = [b for b in organism.behaviors("dev") if b.harmful][:8]
     broken = {}
     for name in ("autodan_initial", "autodan"):
         attack = resolve("attack", name).instance
-        prompts = [a.prompt for a in attack.run(model, behaviors, Context()) if a.final]
-        scores = Exact().score(behaviors, model.generate(prompts))
-        broken[name] = sum(score >= 0.5 for score in scores)
+        attempts = list(attack.run(organism_model, behaviors, Context()))
+        broken[name] = count_broken(organism_model, attempts)
     assert broken["autodan_initial"] <= 1
     assert broken["autodan"] >= broken["autodan_initial"] + 2
 
 
 class Helper:
-    """A helper model that rewords by a fixed rule and counts what it was asked."""
+    """A helper model that rewords by a fixed rule and records the texts."""
 
     def __init__(self):
-        self.asked = []
+        self.texts = []
 
     def generate(self, prompts):
         texts = [p.messages[0]["content"].split("\n\n", 1)[1] for p in prompts]
-        self.asked += texts
+        self.texts += texts
         return [f"Reworded. {text}" for text in texts]
 
 
-def test_a_helper_model_mutates_where_one_is_named():
+def test_a_helper_model_mutates_if_one_is_named():
     helper = Helper()
     ctx = replace(tiny_context(), model={"helper": helper}.__getitem__)
     attack = AutoDAN(steps=4, population=6, mutation=0.5, mutator="helper", every=1)
     model, behaviors = tiny(), tiny_behaviors(2)
     attempts = list(attack.run(model, behaviors, ctx))
-    assert helper.asked and all("[REQUEST]" in text for text in helper.asked)
+    assert helper.texts and all("[REQUEST]" in text for text in helper.texts)
     assert sum(a.final for a in attempts) == 2
     with pytest.raises(Failure, match="helper models"):
         list(attack.run(model, behaviors, Context()))

@@ -98,16 +98,16 @@ def test_swaps_are_single_distinct_even_and_survive(width):
 
 
 @pytest.mark.parametrize("allotment", ["even", "uniform"])
-def test_candidates_looked_at_in_waves_are_those_of_a_plain_loop(allotment):
-    """Two in five do not survive; each place goes to the next draw of its position that does."""
+def test_candidates_tested_in_rounds_are_those_of_a_plain_loop(allotment):
+    """Two in five do not survive; each is replaced by the next draw of its position that does."""
     model, slots = make()
     ids = slots.spell("!!!!!")
     gradient = SOURCE.token_gradient(slots, model, ids)
     settings = GCG(width=32, topk=40, allotment=allotment)
-    looked: list[int] = []
+    tested: list[int] = []
 
     def survives(ids):
-        looked.append(ids.shape[0] * ids.shape[1])
+        tested.append(ids.shape[0] * ids.shape[1])
         return ids.sum(2) % 5 > 1
 
     def draw(check):
@@ -115,7 +115,7 @@ def test_candidates_looked_at_in_waves_are_those_of_a_plain_loop(allotment):
         return SOURCE.sample(gradient, ids, model.allowed, settings, rngs, check)
 
     swaps = draw(survives)
-    assert looked[0] <= 2 * 40 and sum(looked) < 2 * 5 * 40
+    assert tested[0] <= 2 * 40 and sum(tested) < 2 * 5 * 40
     assert survives(swaps.ids)[swaps.real].all()
     # The same draws, without the test: as many as there are spares for
     rngs = [Context().rng("test", i) for i in range(2)]
@@ -213,8 +213,8 @@ def test_the_best_loss_never_rises_and_a_buffer_makes_it_the_search():
         assert best[-1] < best[0]
 
 
-def test_the_search_goes_on_even_from_a_worse_suffix():
-    """Algorithm 1 has no buffer: with few candidates the newest loss sometimes rises."""
+def test_the_search_continues_even_from_a_worse_suffix():
+    """Algorithm 1 has no buffer: with few candidates the loss sometimes rises."""
     traces = losses_of("last", width=4, steps=30)
     assert any(a < b for trace in traces for a, b in pairwise(trace))
 
@@ -246,13 +246,13 @@ def test_uniform_allotment_draws_positions():
 
 
 class Scripted:
-    """A judge that calls harmful what one behavior is answered with."""
+    """A judge that calls the replies to one behavior harmful."""
 
     def score(self, behaviors, replies):
         return [float(b.id == "tiny-boat") for b in behaviors]
 
 
-def test_a_row_that_stops_leaves_and_the_others_go_on():
+def test_a_row_that_stops_leaves_and_the_others_continue():
     ctx = replace(tiny_context(), judge=Scripted())
     attack = GCG(steps=6, width=8, topk=8, init="!!!!", every=2, stop="judge")
     attempts = list(attack.run(tiny(), tiny_behaviors(3), ctx))
@@ -265,13 +265,16 @@ def test_a_row_that_stops_leaves_and_the_others_go_on():
 
 
 def test_match_stops_at_the_target_word_for_word(monkeypatch):
-    """Of two behaviors one says its target at the first look, the other never does."""
+    """Of two behaviors one has its target as the reply at the first check, the other never."""
     model, behaviors = tiny(), tiny_behaviors(2)
-    said = {behaviors[0].text: f"{behaviors[0].target} And more.", behaviors[1].text: "Sure, no."}
+    replies = {
+        behaviors[0].text: f"{behaviors[0].target} And more.",
+        behaviors[1].text: "Sure, no.",
+    }
 
     def reply(_, prompts):
         texts = [prompt.messages[0]["content"] for prompt in prompts]
-        return [next(r for text, r in said.items() if t.startswith(text)) for t in texts]
+        return [next(r for text, r in replies.items() if t.startswith(text)) for t in texts]
 
     monkeypatch.setattr(type(model), "generate", reply)
     attack = GCG(steps=4, width=8, topk=8, init="!!!!", every=2, stop="match")
@@ -314,7 +317,7 @@ def test_a_universal_loss_is_the_mean_over_its_goals():
 
 
 def test_the_loss_is_taken_in_fp32():
-    """bf16 logits would tie: nearly all of 512 random candidates must have their own loss."""
+    """In bf16 many would be equal: nearly all of 512 random candidates must differ."""
     model = tiny()
     model.network.bfloat16()
     behaviors = tiny_behaviors(1)

@@ -42,19 +42,19 @@ class Settings:
 
 
 def value(text: str) -> float:
-    """A made-up loss that every text has for itself."""
+    """An artificial loss of a text."""
     return sum(ord(c) * (i + 1) for i, c in enumerate(text)) % 997 / 997
 
 
 class Losses:
-    """The made-up losses, and what was asked for."""
+    """Artificial losses; records the texts that were scored."""
 
     def __init__(self, of=value):
         self.of = of
-        self.asked: list[list[str]] = []
+        self.scored: list[list[str]] = []
 
     def __call__(self, members):
-        self.asked += [list(texts) for texts in members]
+        self.scored += [list(texts) for texts in members]
         return [torch.tensor([self.of(t) for t in texts]) for texts in members]
 
 
@@ -81,7 +81,7 @@ def test_crossover_keeps_the_sentences_of_the_parents(points):
             assert all(c in (a, b) for row in rows for c, a, b in zip(*row, strict=True))
         seen.add(children)
     assert len(seen) > 5
-    if points == 1:  # one cut per paragraph: at most one change of sides
+    if points == 1:  # one cut per paragraph: at most one change of parents
         for child in (c for children in seen for c in children):
             for paragraph in genetic.sentences(child):
                 sides = ["a" in s.lower().split() for s in paragraph if s != "[REQUEST]"]
@@ -107,14 +107,14 @@ def test_short_texts_are_really_crossed():
     assert ("A. C. [REQUEST]", "B. [REQUEST]") in results
 
 
-def test_a_child_without_one_placeholder_is_refused():
+def test_a_child_without_one_placeholder_is_rejected():
     one, other = "[REQUEST] A. a.", "B. b. [REQUEST]"
-    bare = set()
+    pairs = set()
     for seed in range(40):
         children = genetic.cross(one, other, 5, rng(seed))
         assert all(child.count("[REQUEST]") == 1 for child in children)
-        bare.add(children)
-    assert (one, other) in bare
+        pairs.add(children)
+    assert (one, other) in pairs
     # a paragraph that only one parent has is dropped, and the request must not go with it
     assert genetic.cross("A.\n\n[REQUEST]", "[REQUEST]", 0, rng(1)) in {
         ("A.\n\n[REQUEST]", "[REQUEST]"), ("[REQUEST]", "[REQUEST]"),
@@ -141,7 +141,7 @@ def test_roulette_frequencies_are_the_softmax():
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, -2000.0])
-def test_roulette_does_not_see_a_shift_or_underflow(shift):
+def test_roulette_does_not_depend_on_a_shift_or_underflow(shift):
     scores = torch.tensor([-1.0, -2.0, -0.5, -4.0], dtype=torch.float64)
     assert genetic.roulette(scores + shift, 100, rng()) == genetic.roulette(scores, 100, rng())
     assert not (scores - 2000).exp().any()  # what a plain exponential would draw from
@@ -152,44 +152,44 @@ def test_roulette_does_not_see_a_shift_or_underflow(shift):
 
 @pytest.mark.parametrize("cycle", [1, 3])
 def test_the_best_never_gets_worse(cycle):
-    found = run(Settings(mutation=0.3, cycle=cycle), seeds=(0, 1))
+    results = run(Settings(mutation=0.3, cycle=cycle), seeds=(0, 1))
     for row in (0, 1):
-        losses = [f.loss for f in found if f.row == row]
+        losses = [f.loss for f in results if f.row == row]
         assert losses == sorted(losses, reverse=True)
-        assert [f.last for f in found if f.row == row] == [False] * 8 + [True]
+        assert [f.last for f in results if f.row == row] == [False] * 8 + [True]
 
 
 def test_elites_pass_unchanged():
-    line = genetic._Population([f"Say {i}. [REQUEST]" for i in range(20)], rng())
-    line.loss_of = {member: value(member) for member in line.members}
-    best = sorted(line.members, key=value)[:4]
+    population = genetic._Population([f"Say {i}. [REQUEST]" for i in range(20)], rng())
+    population.loss_of = {member: value(member) for member in population.members}
+    best = sorted(population.members, key=value)[:4]
     new = lambda texts, _: ["New. [REQUEST]"] * len(texts)  # noqa: E731
-    line.breed(1, new, Settings(elites=0.2, mutation=1.0), {})
-    assert line.members == best + ["New. [REQUEST]"] * 16
+    population.breed(1, new, Settings(elites=0.2, mutation=1.0), {})
+    assert population.members == best + ["New. [REQUEST]"] * 16
 
 
 def test_without_crossover_and_mutation_the_population_becomes_copies():
     losses = Losses()
     run(Settings(steps=60, crossover=0.0, elites=0.1), losses, size=8)
-    assert sum(map(len, losses.asked)) == 8  # nothing new is ever scored
-    line = genetic._Population([f"{i}. [REQUEST]" for i in range(8)], rng())
-    line.loss_of = {member: float(i) for i, member in enumerate(line.members)}
+    assert sum(map(len, losses.scored)) == 8  # nothing new is ever scored
+    population = genetic._Population([f"{i}. [REQUEST]" for i in range(8)], rng())
+    population.loss_of = {member: float(i) for i, member in enumerate(population.members)}
     for step in range(1, 60):
-        line.breed(step, [], Settings(crossover=0.0), {})
-    assert set(line.members) == {"0. [REQUEST]"}
+        population.breed(step, [], Settings(crossover=0.0), {})
+    assert set(population.members) == {"0. [REQUEST]"}
 
 
 def test_a_member_is_scored_once_and_remembered_right():
     losses = Losses()
-    found = run(Settings(mutation=0.2), losses, seeds=(0, 1))
+    results = run(Settings(mutation=0.2), losses, seeds=(0, 1))
     for row in (0, 1):
-        asked = [text for texts in losses.asked[row::2] for text in texts]
-        assert len(asked) == len(set(asked))
-        assert len(asked) < 12 * 9
-    for f in found:
+        scored = [text for texts in losses.scored[row::2] for text in texts]
+        assert len(scored) == len(set(scored))
+        assert len(scored) < 12 * 9
+    for f in results:
         assert f.loss == pytest.approx(value(f.text))
         assert f.loss == pytest.approx(
-            min(value(t) for ts in losses.asked[f.row : 2 * f.step + 2 : 2] for t in ts)
+            min(value(t) for ts in losses.scored[f.row : 2 * f.step + 2 : 2] for t in ts)
         )
 
 
@@ -199,20 +199,20 @@ def test_rows_do_not_depend_on_each_other():
     assert [f[1:] for f in together if f.row == 1] == [f[1:] for f in alone]
 
 
-def test_patience_ends_a_search_that_stands_still():
+def test_patience_ends_a_search_without_progress():
     losses = Losses()
     texts = [f"{i}. [REQUEST]" for i in range(6)]
-    found = run(Settings(crossover=0.0, patience=3), losses, population=texts)
-    assert [f.step for f in found] == [0, 1, 2, 3]
-    assert found[-1].last
+    results = run(Settings(crossover=0.0, patience=3), losses, population=texts)
+    assert [f.step for f in results] == [0, 1, 2, 3]
+    assert results[-1].last
     assert len(run(Settings(crossover=0.0), population=texts)) == 9
 
 
-def test_a_loss_that_is_not_a_number_ends_the_search_and_is_told():
-    found = run(Settings(), Losses(lambda text: math.nan))
-    assert len(found) == 1
-    assert found[0].last
-    assert math.isnan(found[0].loss)
+def test_a_loss_that_is_nan_ends_the_search_and_is_reported():
+    results = run(Settings(), Losses(lambda text: math.nan))
+    assert len(results) == 1
+    assert results[0].last
+    assert math.isnan(results[0].loss)
 
 
 def test_mutation_takes_from_the_reservoir_with_its_chance():
@@ -230,10 +230,10 @@ def test_mutation_takes_from_the_reservoir_with_its_chance():
     assert genetic.mutate(members, draw, 0.0, rng()) == members
 
 
-def test_a_rewriting_that_loses_or_doubles_the_placeholder_is_refused():
+def test_a_rewriting_that_loses_or_doubles_the_placeholder_is_rejected():
     texts = ["keeps [REQUEST]", "loses [REQUEST]", "doubles [REQUEST]"]
-    said = {texts[0]: "new [REQUEST]", texts[1]: "new", texts[2]: "[REQUEST] [REQUEST]"}
-    mutated = genetic.mutate(texts, lambda hit, _: [said[text] for text in hit], 1.0, rng())
+    new = {texts[0]: "new [REQUEST]", texts[1]: "new", texts[2]: "[REQUEST] [REQUEST]"}
+    mutated = genetic.mutate(texts, lambda hit, _: [new[text] for text in hit], 1.0, rng())
     assert mutated == ["new [REQUEST]", *texts[1:]]
 
 
@@ -256,15 +256,15 @@ TABLE = {"calm": ["quiet", "still", "serene"], "the": ["calm"], "request": ["cal
 def test_synonyms_are_drawn_in_proportion_to_their_value():
     draws = 3000
     generator = rng()
-    found = Counter(genetic.reword("calm", WORDS, TABLE, 1.0, generator) for _ in range(draws))
-    weights = {"calm": 1, "quiet": 3, "still": 2}  # value - least; an unseen one has the least
+    counts = Counter(genetic.reword("calm", WORDS, TABLE, 1.0, generator) for _ in range(draws))
+    weights = {"calm": 1, "quiet": 3, "still": 2}  # value - lowest; an unseen one has the lowest
     for word, weight in weights.items():
         p = weight / 6
-        assert abs(found[word] - draws * p) < 4 * math.sqrt(draws * p * (1 - p))
-    assert found["serene"] == 0
+        assert abs(counts[word] - draws * p) < 4 * math.sqrt(draws * p * (1 - p))
+    assert counts["serene"] == 0
 
 
-def test_rewording_keeps_what_is_not_its_own():
+def test_rewording_keeps_everything_else():
     text = 'The  "calm," the calm\'s [REQUEST]\n\n  Calm CALM; calmer.'
     table = {"calm": ["quiet"]}
     words = {"calm": -2.0, "quiet": -1.0}
@@ -281,7 +281,7 @@ def test_at_most_five_words_of_a_paragraph_change():
 
 
 def official_reword(text, words, synonyms, chance, generator):
-    """Both branches replace, as in the official code; they differ in what the unseen is worth."""
+    """Both branches replace, as in the official code; they differ in the value of unseen words."""
     done = []
     for word in text.split():
         gate = bool(torch.rand(1, generator=generator) < chance)
@@ -293,32 +293,34 @@ def official_reword(text, words, synonyms, chance, generator):
     return " ".join(done)
 
 
-def test_the_chance_gates_replacement_which_it_does_not_in_the_official_code():
+def test_the_chance_decides_on_replacement_unlike_in_the_official_code():
     text = " ".join(["calm"] * 400)
     ours = [genetic.reword("calm", WORDS, TABLE, 0.5, rng(s)) != "calm" for s in range(400)]
     assert abs(sum(ours) - 400 * 0.5 * 5 / 6) < 4 * math.sqrt(400 * 0.25)
     assert genetic.reword("calm", WORDS, TABLE, 0.0, rng()) == "calm"
     official = official_reword(text, WORDS, TABLE, 0.0, rng()).split()
-    assert official.count("calm") == 0  # the least of the candidates is never drawn
-    assert Counter(official).most_common(1)[0][0] == "serene"  # and the unseen counts as best
+    assert official.count("calm") == 0  # the worst of the candidates is never drawn
+    assert Counter(official).most_common(1)[0][0] == "serene"  # and unseen words count as best
 
 
-def test_rewording_steps_fall_between_crossover_steps():
+def test_rewording_steps_are_between_crossover_steps():
     """With cycle 3, steps 1, 4, 7 exchange sentences and the others words."""
     kinds = []
-    line = genetic._Population(["calm a. [REQUEST]", "quiet b. [REQUEST]", "c. [REQUEST]"], rng())
+    population = genetic._Population(
+        ["calm a. [REQUEST]", "quiet b. [REQUEST]", "c. [REQUEST]"], rng()
+    )
     for step in range(1, 8):
-        line.loss_of = {m: value(m) for m in line.members}
-        line.words = {}
-        line.breed(step, [], Settings(cycle=3), {})
-        kinds.append("words" if line.words else "sentences")
+        population.loss_of = {m: value(m) for m in population.members}
+        population.words = {}
+        population.breed(step, [], Settings(cycle=3), {})
+        kinds.append("words" if population.words else "sentences")
     assert kinds == ["sentences", "words", "words"] * 2 + ["sentences"]
 
 
 # Files
 
 
-def test_the_shipped_pool_is_sound():
+def test_the_shipped_pool_is_valid():
     for preset in ("paper", "official", "harmbench", "demo"):
         attack = AutoDAN(**AutoDAN.presets[preset])
         pool = genetic.read_pool("", attack.population)
@@ -329,7 +331,7 @@ def test_the_shipped_pool_is_sound():
     assert len(set(genetic.read_pool("", 64).population)) == 64
 
 
-def test_the_shipped_synonyms_are_sound():
+def test_the_shipped_synonyms_are_valid():
     table = genetic.read_synonyms("")
     assert len(table) > 50
     for word, others in table.items():
@@ -348,7 +350,7 @@ def test_the_reservoir_is_the_pools_own_or_begins_where_the_population_ends(tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "cannot read the pool"),
         ("", "is not JSON"),
@@ -361,19 +363,19 @@ def test_the_reservoir_is_the_pools_own_or_begins_where_the_population_ends(tmp_
         ('{"population": ["a [REQUEST]"], "reservoir": ["b"]}', "reservoir text 1"),
     ],
 )
-def test_a_bad_pool_is_told_in_one_line(text, told, tmp_path):
+def test_a_bad_pool_is_reported_in_one_line(text, message, tmp_path):
     file = tmp_path / "pool.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         AutoDAN(pool=str(file))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "told"), [(None, "cannot read"), ("one\ntwo", "two words")])
-def test_bad_synonyms_are_told_in_one_line(text, told, tmp_path):
+@pytest.mark.parametrize(("text", "message"), [(None, "cannot read"), ("one\ntwo", "two words")])
+def test_bad_synonyms_are_reported_in_one_line(text, message, tmp_path):
     file = tmp_path / "synonyms.txt"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         replace(AutoDAN(), synonyms=str(file))

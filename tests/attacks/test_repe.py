@@ -1,4 +1,4 @@
-"""RepE: readings on planted directions, strengths in closed form, a science test (7.5)."""
+"""RepE: readings on planted directions, strengths in closed form, the organism (7.5)."""
 
 import sys
 
@@ -11,8 +11,6 @@ from robench.errors import Failure, InputError
 from robench.judges.exact import Exact
 from robench.methods.registry import load_class, resolve
 from robench.model.hooks import blocks, edited, prompt_roles
-from robench.model.loading import BUILT_IN, find_model
-from robench.model.loading import load_model as load_model
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import LAST, PROMPT, REPLY, Context, Prompt, user
 
@@ -40,33 +38,33 @@ def coins(n: int = 128, seed: int = 2) -> torch.Tensor:
 def test_every_reading_finds_a_planted_direction():
     axis, harmful, harmless = planted()
     for reading in ("pca", "mean_difference", "cluster_mean"):
-        found = SOURCE.directions(reading, harmful, harmless, coins())[0]
-        assert found @ axis / found.norm() > 0.9
+        direction = SOURCE.directions(reading, harmful, harmless, coins())[0]
+        assert direction @ axis / direction.norm() > 0.9
         length = (harmless - harmful).mean(0).norm() if reading == "cluster_mean" else 1
-        assert found.norm().item() == pytest.approx(float(length))
+        assert direction.norm().item() == pytest.approx(float(length))
 
 
 def test_ordered_pairs_defeat_centred_pca():
     """The negative control: with all pairs in one order, centring removes the signal."""
     axis, harmful, harmless = planted()
     for ordered in (torch.zeros(128), torch.ones(128)):
-        found = SOURCE.directions("pca", harmful, harmless, ordered.bool())[0]
-        assert (found @ axis).abs() < 0.2
+        direction = SOURCE.directions("pca", harmful, harmless, ordered.bool())[0]
+        assert (direction @ axis).abs() < 0.2
 
 
 def test_the_sign_follows_the_labels_and_not_the_order():
     _, harmful, harmless = planted()
-    found = SOURCE.directions("pca", harmful, harmless, coins())
-    assert torch.equal(found, SOURCE.directions("pca", harmful, harmless, coins()))
+    direction = SOURCE.directions("pca", harmful, harmless, coins())
+    assert torch.equal(direction, SOURCE.directions("pca", harmful, harmless, coins()))
     flipped = SOURCE.directions("pca", harmless, harmful, coins())
-    torch.testing.assert_close(flipped, -found)
+    torch.testing.assert_close(flipped, -direction)
     other = SOURCE.directions("pca", harmful, harmless, coins(seed=3))
-    assert cosine_similarity(found, other).item() > 0.9
+    assert cosine_similarity(direction, other).item() > 0.9
     turned = SOURCE.directions("pca", harmful, harmless, ~coins())
-    torch.testing.assert_close(turned, found)
+    torch.testing.assert_close(turned, direction)
     mixed = torch.randperm(128, generator=rng(4))
     same = SOURCE.directions("pca", harmful[mixed], harmless[mixed], coins()[mixed])
-    torch.testing.assert_close(same, found)
+    torch.testing.assert_close(same, direction)
 
 
 def fitted(model=None, ctx=None, **settings):
@@ -148,46 +146,35 @@ def test_a_linear_readout_changes_in_closed_form():
     assert torch.equal(steered[0, :-1], plain[0, :-1])
 
 
-class Likes:
-    """Scores 1 every reply of a setting from the given number on."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def score(self, behaviors, replies):
-        n = len(tiny_context().tune)
-        return [float(i // n >= self.first) for i in range(len(replies))]
-
-
 GRID = {"strength": (2.0, 0.5), "layers": ((1,), (2,)), "positions": ("prompt", "last")}
 
 
-def test_the_grid_is_tried_weakest_first_and_once_per_cell():
+def test_the_grid_is_tried_weakest_first_and_once_per_cell(preferring):
     ctx = tiny_context()
-    ctx.judge = Likes(0)
+    ctx.judge = preferring(range(8))
     attempt = fitted(ctx=ctx, **GRID)
     (edit,) = attempt.prompt.edits
     assert (edit.layer, edit.roles, attempt.tries) == (1, (PROMPT, LAST), 8)
     assert edit.vector.norm().item() == pytest.approx(0.5)
     ctx = tiny_context()
-    ctx.judge = Likes(7)
+    ctx.judge = preferring({7})
     chosen = fitted(ctx=ctx, **GRID).prompt.edits[0]
     assert (chosen.layer, chosen.roles) == (2, (LAST,))
     assert chosen.vector.norm().item() == pytest.approx(2)
-    ctx.judge = None  # the memory knows: a resumed cell does not compare again
+    ctx.judge = None  # from the memo: a resumed cell does not compare again
     again = fitted(ctx=ctx, **GRID).prompt.edits[0]
     assert torch.equal(again.vector, chosen.vector) and again.layer == 2
     assert fitted(strength=(0.5,)).tries == 0
 
 
-def test_a_principal_component_apart_from_the_means_is_told():
+def test_a_principal_component_unlike_the_means_is_reported():
     """On a random model the two kinds hardly differ."""
     with pytest.warns(UserWarning, match=r"\|cos\| <= 0.8\) at layers \[1, 2\]"):
         fitted(reading="pca")
 
 
 def test_settings_are_checked():
-    for wrong, word in (
+    for wrong, field in (
         ({"layers": ()}, "layers"),
         ({"layers": ((),)}, "layers"),
         ({"strength": ()}, "strength"),
@@ -195,7 +182,7 @@ def test_settings_are_checked():
         ({"positions": ()}, "positions"),
         ({"pairs": 0}, "pairs"),
     ):
-        with pytest.raises(ValueError, match=word):
+        with pytest.raises(ValueError, match=field):
             RepE(**wrong)
     with pytest.raises(InputError, match="no layer 9 in a model with 2 decoder blocks"):
         fitted(layers=((1, 9),))
@@ -224,13 +211,11 @@ def test_presets_name_the_published_layers(preset, depth, layers, monkeypatch):
     assert model.layer_numbers(attack.layers[0]) == list(layers)
 
 
-def test_it_breaks_the_organism():
-    model = load_model(find_model(BUILT_IN), max_new_tokens=64)
+def test_it_breaks_the_organism(organism_model, count_broken):
     behaviors = [b for b in organism.behaviors("dev") if b.harmful][:8]
     ctx = Context(references=organism.references(), tune=organism.tune()[:8], judge=Exact())
     for settings in ({}, {"reading": "pca", "scale": "relative", "strength": (0.7,)}):
         attack = resolve("attack", "repe", settings=settings).instance
         ctx.memory.clear()
-        attempts = list(attack.run(model, behaviors, ctx))
-        scores = Exact().score(behaviors, model.generate([a.prompt for a in attempts]))
-        assert sum(score >= 0.5 for score in scores) >= 4
+        attempts = list(attack.run(organism_model, behaviors, ctx))
+        assert count_broken(organism_model, attempts) >= 4

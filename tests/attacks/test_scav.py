@@ -1,4 +1,4 @@
-"""SCAV on the organism and on tiny models: what its probes measure where it acts (7.6)."""
+"""SCAV on the organism and on tiny models: what its probes measure at the edited states (7.6)."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -9,8 +9,6 @@ import torch
 from robench import organism
 from robench.judges.exact import Exact
 from robench.methods.registry import load_class, resolve
-from robench.model.loading import BUILT_IN, find_model
-from robench.model.loading import load_model as load_model
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import LAST, PAD, REPLY, Context, Prompt, user
 
@@ -20,15 +18,10 @@ DEV = [b for b in organism.behaviors("dev") if b.harmful][:8]
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model(find_model(BUILT_IN), max_new_tokens=64)
-
-
-@pytest.fixture(scope="module")
-def probes(model):
-    """The context in which the probes of the organism are fitted once."""
+def probes(organism_model):
+    """The probes of the organism, fitted once."""
     ctx = context()
-    list(SCAV(p0=(1e-3,)).run(model, DEV[:1], ctx))
+    list(SCAV(p0=(1e-3,)).run(organism_model, DEV[:1], ctx))
     return ctx.memory["scav"]
 
 
@@ -43,7 +36,7 @@ def fitted(attack, model=None, ctx=None):
 
 @dataclass(frozen=True)
 class Meter:
-    """Records what the layer's own probe says of the states that the edits before it left."""
+    """Records the layer's own probe's probabilities of the states after the edits before it."""
 
     layer: int
     weight: torch.Tensor
@@ -52,8 +45,8 @@ class Meter:
     seen: list
 
     def __call__(self, h, role):
-        said = torch.sigmoid(h.double() @ self.weight + self.bias)
-        self.seen.append(said[torch.stack([role == r for r in self.roles]).any(0)])
+        probability = torch.sigmoid(h.double() @ self.weight + self.bias)
+        self.seen.append(probability[torch.stack([role == r for r in self.roles]).any(0)])
         return h
 
 
@@ -69,27 +62,28 @@ def measured(model, probes, edits, layers) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("positions", ["last", "each", "all"])
-def test_every_active_layer_measures_at_most_p0_for_every_token(model, probes, positions):
+def test_every_active_layer_measures_at_most_p0_for_every_token(organism_model, probes, positions):
     ctx, p0 = context(), 1e-3
     ctx.memory["scav"] = probes
-    edits = fitted(SCAV(p0=(p0,), positions=positions), model, ctx).prompt.edits
+    edits = fitted(SCAV(p0=(p0,), positions=positions), organism_model, ctx).prompt.edits
     layers = [edit.layer for edit in edits]
     assert len(layers) >= 3
-    said = measured(model, probes, edits, layers)
-    assert len(said) > (100 if positions != "last" else 10)
-    assert said.max() <= p0 * 1.001  # fp32
+    probabilities = measured(organism_model, probes, edits, layers)
+    assert len(probabilities) > (100 if positions != "last" else 10)
+    assert probabilities.max() <= p0 * 1.001  # fp32
     idle = [replace(edit, p0=1 - 1e-12) for edit in edits]
-    assert measured(model, probes, idle, layers).max() > p0
+    assert measured(organism_model, probes, idle, layers).max() > p0
 
 
-def test_a_probe_that_is_one_layer_off_fails_the_online_check(model, probes):
+def test_a_probe_that_is_one_layer_off_does_not_reach_p0(organism_model, probes):
     """The published code: probe l acts on the output of block l + 1."""
     ctx, p0 = context(), 1e-3
     ctx.memory["scav"] = probes
-    edits = fitted(SCAV(p0=(p0,)), model, ctx).prompt.edits
-    off = [replace(edit, layer=edit.layer + 1) for edit in edits if edit.layer < model.depth]
-    said = measured(model, probes, off, [edit.layer for edit in off])
-    assert said.max() > 2 * p0
+    edits = fitted(SCAV(p0=(p0,)), organism_model, ctx).prompt.edits
+    depth = organism_model.depth
+    off = [replace(edit, layer=edit.layer + 1) for edit in edits if edit.layer < depth]
+    probabilities = measured(organism_model, probes, off, [edit.layer for edit in off])
+    assert probabilities.max() > 2 * p0
 
 
 def test_layers_must_be_more_accurate_than_p1():
@@ -99,7 +93,7 @@ def test_layers_must_be_more_accurate_than_p1():
     assert SOURCE.active_layers(accuracy.clamp(max=0.9), 0.9) == [2]  # none: the first of the best
 
 
-def test_attempts_say_where_no_probe_was_good_enough():
+def test_attempts_are_tagged_if_no_probe_was_accurate_enough():
     ctx = tiny_context()
     fitted(SCAV(), ctx=ctx)
     ctx.memory["scav"]["accuracy"] = torch.tensor([0.5, 0.7, 0.8], dtype=torch.float64)
@@ -141,9 +135,9 @@ def test_rows_and_positions_are_shifted_alone(cls):
 def test_random_shifts_are_as_long_along_another_direction():
     h = 3 * torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(0))
     role = torch.full((4, 5), LAST)
-    there, elsewhere = shift()(h, role) - h, shift(SOURCE.RandomShift)(h, role) - h
-    torch.testing.assert_close(there.norm(dim=2), elsewhere.norm(dim=2), atol=1e-5, rtol=0)
-    assert (elsewhere[..., 5] > 0).any() and elsewhere[..., :5].abs().max() == 0
+    scav, random = shift()(h, role) - h, shift(SOURCE.RandomShift)(h, role) - h
+    torch.testing.assert_close(scav.norm(dim=2), random.norm(dim=2), atol=1e-5, rtol=0)
+    assert (random[..., 5] > 0).any() and random[..., :5].abs().max() == 0
     settings = {"p0": (1e-3,), "p1": 1e-6}
     edits, same = (fitted(SCAVRandom(**settings)).prompt.edits for _ in range(2))
     assert all(torch.equal(a.along, b.along) for a, b in zip(edits, same, strict=True))
@@ -153,22 +147,11 @@ def test_random_shifts_are_as_long_along_another_direction():
     assert not torch.equal(other[0].along, edits[0].along)
 
 
-class Likes:
-    """Scores 1 every reply of the settings from the given number on."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def score(self, behaviors, replies):
-        n = len(tiny_context().tune)
-        return [float(i // n >= self.first) for i in range(len(replies))]
-
-
 @pytest.mark.parametrize("cls", [SCAV, SCAVRandom])
 @pytest.mark.parametrize(("first", "p0"), [(0, 5e-2), (1, 1e-3), (2, 1e-4), (3, 5e-2)])
-def test_the_largest_p0_of_equals_is_taken(cls, first, p0):
+def test_the_largest_p0_of_equals_is_taken(cls, first, p0, preferring):
     ctx = tiny_context()
-    ctx.judge = Likes(first)
+    ctx.judge = preferring(range(first, 3))
     attempt = fitted(cls(p0=(1e-4, 5e-2, 1e-3)), ctx=ctx)
     assert {edit.p0 for edit in attempt.prompt.edits} == {p0}
     assert attempt.tries == 3
@@ -187,11 +170,10 @@ def test_settings_are_checked():
     assert vars(SCAV()) == vars(SCAVRandom())
 
 
-def test_it_breaks_the_organism_and_random_directions_do_not(model):
+def test_it_breaks_the_organism_and_random_directions_do_not(organism_model, count_broken):
     ctx, broken = context(), {}
     for name in ("scav", "scav_random"):
-        attempts = list(resolve("attack", name).instance.run(model, DEV, ctx))
-        scores = Exact().score(DEV, model.generate([a.prompt for a in attempts]))
-        broken[name] = sum(score >= 0.5 for score in scores)
+        attempts = list(resolve("attack", name).instance.run(organism_model, DEV, ctx))
+        broken[name] = count_broken(organism_model, attempts)
     assert broken["scav"] >= 4
     assert broken["scav_random"] == 0

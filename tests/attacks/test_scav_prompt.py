@@ -1,4 +1,4 @@
-"""SCAV by prompt: the fitness in closed form, batched as alone, and zero where nothing changed."""
+"""SCAV by prompt: the fitness in closed form, and as the trace of the final prompt."""
 
 import pytest
 import torch
@@ -28,12 +28,12 @@ def test_the_trace_is_the_fitness_of_the_final_prompt():
     probe = ctx.memory["scav_prompt"]
     for attempt in attempts:
         both = model.hidden([attempt.prompt, Prompt(user(attempt.behavior.request))])[:, -1]
-        found = SOURCE.fitness(both[:1], both[1:], probe["weight"], probe["bias"])
-        assert attempt.trace[-1] == pytest.approx(found.item(), rel=1e-3, abs=1e-4)
+        fitness = SOURCE.fitness(both[:1], both[1:], probe["weight"], probe["bias"])
+        assert attempt.trace[-1] == pytest.approx(fitness.item(), rel=1e-3, abs=1e-4)
         assert attempt.behavior.request in attempt.prompt.messages[0]["content"]
 
 
-def test_targets_play_no_part():
+def test_targets_are_not_used():
     model, behaviors = tiny(), tiny_behaviors(1)
     attack = SCAVPrompt(**QUICK)
     (plain,) = [a.prompt for a in attack.run(model, behaviors, tiny_context()) if a.final]
@@ -42,6 +42,6 @@ def test_targets_play_no_part():
     assert plain.messages == same.messages
 
 
-def test_too_few_references_are_told():
+def test_too_few_references_are_reported():
     with pytest.raises(RuntimeError, match="--reference"):
         list(SCAVPrompt(**QUICK).run(tiny(), tiny_behaviors(1), Context()))

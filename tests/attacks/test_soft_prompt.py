@@ -188,7 +188,7 @@ def test_low_losses_are_snapshots_until_there_are_enough():
     assert low[0].step == first
     assert [a.step for a in early] == [s for s in (20, 40) if s < first]
     slots = model.slots([low[0].prompt.messages], [low[0].behavior.target])
-    for attempt in low:  # the vectors are those that have the loss, not the next ones
+    for attempt in low:  # the vectors are those of this loss, not the next ones
         loss = slots.loss_of_embeddings(attempt.prompt.soft[None]).item()
         assert loss == pytest.approx(attempt.trace[-1], abs=1e-5)
 
@@ -211,10 +211,10 @@ def test_rows_that_are_done_leave_the_batch():
     cut = run(2, model, configs=(*alike, ("!!", 0.01, 100.0)), **settings)
     assert {a.step for a in cut if a.tag == "3"} == {1}
     assert model.usage.backward_tokens < plenty.usage.backward_tokens
-    known = {(a.behavior.id, a.tag): a for a in whole}
+    by_row = {(a.behavior.id, a.tag): a for a in whole}
     for attempt in cut:
         if attempt.tag != "3":
-            other = known[attempt.behavior.id, attempt.tag]
+            other = by_row[attempt.behavior.id, attempt.tag]
             assert attempt.final and attempt.step == other.step == 20
             torch.testing.assert_close(attempt.prompt.soft, other.prompt.soft, atol=1e-5, rtol=0)
 
@@ -302,7 +302,7 @@ def test_snapshots_do_not_share_memory():
     assert len({a.prompt.soft.untyped_storage().data_ptr() for a in attempts}) == len(attempts)
 
 
-# What comes in
+# Wrong input
 
 
 def test_without_harmful_references_there_is_no_universal_prompt():
@@ -310,7 +310,7 @@ def test_without_harmful_references_there_is_no_universal_prompt():
         universal(tiny(), Context())
 
 
-def test_an_empty_target_is_refused():
+def test_an_empty_target_is_rejected():
     behaviors = [*tiny_behaviors(1), replace(tiny_behaviors(2)[1], target=" ")]
     with pytest.raises(Failure, match="tiny-boat has an empty target"):
         list(SoftPrompt().run(tiny(), behaviors, tiny_context()))
@@ -328,7 +328,7 @@ def test_an_empty_target_is_refused():
         ({"configs": "[[a, 0.1]]"}, "configs must be"),
     ],
 )
-def test_wrong_settings_are_told(settings, wrong):
+def test_wrong_settings_are_reported(settings, wrong):
     with pytest.raises(InputError, match=wrong):
         resolve("attack", "soft_prompt", settings=settings)
 
@@ -336,8 +336,8 @@ def test_wrong_settings_are_told(settings, wrong):
 @pytest.mark.parametrize("preset", [*SoftPrompt.presets, "universal", "ball"])
 def test_presets_keep_the_contract(preset):
     more = {"universal": {"universal": True}, "ball": {"radius": 0.1, "optimiser": "adam"}}
-    known = {**SoftPrompt.presets, **more}
-    assert attack_problems(quick(SoftPrompt(**known[preset]))) == []
+    presets = {**SoftPrompt.presets, **more}
+    assert attack_problems(quick(SoftPrompt(**presets[preset]))) == []
 
 
 def test_the_forecast_counts_every_configuration():

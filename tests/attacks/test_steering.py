@@ -1,4 +1,4 @@
-"""What RepE and SCAV share: positions, padding, the cache, references, tuning (7.5, 7.6)."""
+"""Shared by RepE and SCAV: positions, padding, the cache, references, tuning (7.5, 7.6)."""
 
 import sys
 from dataclasses import replace
@@ -49,8 +49,8 @@ def test_roles_of_positions():
         "all": [[0, 1, 1], [1, 1, 1]],
     }
     for positions, acts in expected.items():
-        found = STEERING.has_role(role, STEERING.ROLES[positions])
-        assert found.int().squeeze(-1).tolist() == acts
+        selected = STEERING.has_role(role, STEERING.ROLES[positions])
+        assert selected.int().squeeze(-1).tolist() == acts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,19 +73,19 @@ def test_cached_replies_equal_a_full_recompute(kind, positions):
     changed = 0
     for prompt, reply in zip(prompts, model.generate(prompts), strict=True):
         (ids,) = model.chat.encode([model.chat.render(prompt.messages)])
-        said: list[int] = []
-        while len(said) < model.max_new_tokens:
-            roles = torch.tensor([[PROMPT] * (len(ids) - 1) + [LAST] + [REPLY] * len(said)])
-            said.append(int(full(model, ids + said, roles, prompt.edits)[0, -1].argmax()))
-            if said[-1] == tokenizer.eos_token_id:
+        tokens: list[int] = []
+        while len(tokens) < model.max_new_tokens:
+            roles = torch.tensor([[PROMPT] * (len(ids) - 1) + [LAST] + [REPLY] * len(tokens)])
+            tokens.append(int(full(model, ids + tokens, roles, prompt.edits)[0, -1].argmax()))
+            if tokens[-1] == tokenizer.eos_token_id:
                 break
-        assert tokenizer.decode(said, skip_special_tokens=True) == reply
+        assert tokenizer.decode(tokens, skip_special_tokens=True) == reply
         changed += reply != model.generate([Prompt(prompt.messages)])[0]
     assert changed
 
 
 def full(model, ids, roles, edits):
-    """Logits (1, time, vocab) with the edits put on by hooks of our own."""
+    """Logits (1, time, vocab) with the edits applied by hooks of this test."""
     handles = [
         blocks(model.network)[edit.layer - 1].register_forward_hook(
             lambda module, args, output, edit=edit: edit(output, roles)
@@ -111,7 +111,7 @@ def test_as_many_references_of_either_kind_drawn_by_the_seed():
 @pytest.mark.parametrize("name", ["repe", "scav", "scav_random"])
 @pytest.mark.parametrize("few", [True, False])
 def test_too_few_references_are_a_failure(name, few):
-    """So the cell is a hole with that reason, and not defended."""
+    """So the cell is a hole with that reason, and does not count as defended."""
     ctx = tiny_context()
     ctx.references = [b for b in ctx.references if b.harmful is few] + [
         b for b in ctx.references if b.harmful is not few
@@ -130,21 +130,10 @@ def test_transfer_reads_the_undefended_model(tmp_path):
         assert not torch.equal(STEERING.read_references(target, ctx, 4, transfer=False)[0], plain)
 
 
-class Likes:
-    """Scores 1 the replies of the settings it likes, in the order in which they are tried."""
-
-    def __init__(self, *liked: int) -> None:
-        self.liked = liked
-
-    def score(self, behaviors, replies):
-        n = len(tiny_context().tune)
-        return [1.0 if i // n in self.liked else float("nan") for i in range(len(replies))]
-
-
-@pytest.mark.parametrize(("liked", "chosen"), [((), 0), ((2,), 2), ((1, 2), 1)])
-def test_the_best_setting_and_the_first_of_equals(liked, chosen):
+@pytest.mark.parametrize(("preferred", "chosen"), [((), 0), ((2,), 2), ((1, 2), 1)])
+def test_the_best_setting_and_the_first_of_equals(preferred, chosen, preferring):
     ctx = tiny_context()
-    ctx.judge = Likes(*liked)
+    ctx.judge = preferring(preferred, other=float("nan"))
     settings = [edits("add", "last"), (), edits("add", "all")]
     assert STEERING.best(tiny(), settings, ctx) == chosen
 

@@ -205,7 +205,7 @@ def test_shares_of_blanked_answers_and_of_refusals():
         ]
         empty += sum(prompt in blanked for prompt in prompts)
     assert abs(empty - 400) < 4 * (800 * 0.25) ** 0.5  # four standard deviations
-    refused = {tuple(text.reply) for text in goal.refused}
+    refused = {tuple(text.reply) for text in goal.texts.refused}
     batch = goal._retain_batch()
     replies = [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, batch.response, strict=True)]
     assert sum(reply in refused for reply in replies) == 4

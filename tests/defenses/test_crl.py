@@ -11,11 +11,11 @@ import yaml
 from torch import nn
 
 from robench.errors import Failure, InputError
-from robench.identity import source_digest
+from robench.identity import sources
 from robench.methods.registry import load_class, resolve
 from robench.testing import quick, tiny, tiny_context
 from robench.training import loop
-from robench.training.corpus import collate, draw_texts, split_examples, tokenise
+from robench.training.corpus import collate, draw_safe_texts, draw_texts, split_examples, tokenise
 from robench.training.losses import DISTANCES, centroid, cosine_similarity, l2
 from robench.training.modes import tuned_and_base, without_adapter
 from robench.types import Lengths
@@ -157,8 +157,11 @@ def test_a_step_is_that_of_a_plain_loop():
         found = gradients(target)
         target.adapter.zero_grad()
         goal.rng.set_state(state)
-        harmful, safe = draw_texts(goal.harmful, 2, goal.rng), goal._safe_texts()
-        retained = draw_texts(goal.harmless, 3, goal.rng)
+        harmful, safe = (
+            draw_texts(goal.texts.harmful, 2, goal.rng),
+            draw_safe_texts(goal.texts, settings.batch, settings.refusals, goal.rng),
+        )
+        retained = draw_texts(goal.texts.harmless, 3, goal.rng)
 
         def read_alone(text):
             ids = torch.tensor([text.prompt + text.reply])
@@ -242,7 +245,7 @@ def test_the_identity_changes_nothing_and_eye_doubles_the_blocks_output():
             clean = read(target, batch, (1,))
             for init, factor in (("identity", 1), ("eye", 2)):
                 mining = miner(target, init=init, chance=1.0, early=0.0)
-                mining._begin()
+                mining._new_module()
                 mining.recent = [0.0]
                 with mining.attacked(batch.ids, len(batch.ids)):
                     torch.testing.assert_close(read(target, batch, (1,)), factor * clean)
@@ -281,7 +284,7 @@ def test_an_attack_meets_the_harmful_rows_alone():
         batch = collate(harmful_texts(target)[:4])
         clean = read(target, batch)
         mining = miner(target, init="eye", chance=1.0)
-        mining._begin()
+        mining._new_module()
         mining.recent = [0.0]
         with mining.attacked(batch.ids, 3):
             attacked = read(target, batch)
@@ -299,7 +302,7 @@ def test_an_attack_lowers_its_loss_and_leaves_the_adapter():
         with torch.no_grad():
             clean = MINING.answer_loss(target, batch).item()
         mining.advance(1)
-        with torch.no_grad(), MINING._acting(target, mining.module, batch.ids, 8):
+        with torch.no_grad(), MINING._module_applied(target, mining.module, batch.ids, 8):
             attacked = MINING.answer_loss(target, batch).item()
         assert attacked < 0.8 * clean
         assert mining.log[0][2] == 60
@@ -329,7 +332,7 @@ def test_training_of_a_module_ends_early_when_it_does_well():
     with wearing(tiny()) as target:
         mining = miner(target, iterations=200, enough=math.inf, mined=8)
         mining.advance(2)
-        assert mining.log[0][2] == math.ceil(MINING.SEEN / 8)
+        assert mining.log[0][2] == math.ceil(MINING.WINDOW / 8)
 
 
 def test_modules_come_and_are_used_as_documented():
@@ -341,19 +344,19 @@ def test_modules_come_and_are_used_as_documented():
             mining.advance(step)
             with mining.attacked(ids, 1):
                 pass
-            first = first or (mining.used and step)
+            first = first or (mining.attacked_batches and step)
         assert [row[0] for row in mining.log] == list(range(10, 201, 10))
         assert {row[1] for row in mining.log} == {1, 2}
         assert first >= 10
         # 191 draws of 0.25: mean 47.75, four standard deviations are 24
-        assert abs(mining.used - 47.75) < 24
-        used = mining.used
+        assert abs(mining.attacked_batches - 47.75) < 24
+        used = mining.attacked_batches
         mining.recent = [4 * mining.undefended]
         object.__setattr__(mining.settings, "bound", 3.9)
         for _ in range(50):
             with mining.attacked(ids, 1):
                 pass
-        assert mining.used == used
+        assert mining.attacked_batches == used
 
 
 def test_the_bound_is_relative_to_the_undefended_loss():
@@ -377,7 +380,7 @@ def test_checkpointed_gradients_are_the_same(attacked):
             s = small(every=1, chance=1.0 if attacked else 0.0, init="eye", early=0.0)
             goal = SOURCE.Triplets(s, target, tiny_context())
             goal.backward(1)
-            assert goal.mining.used == attacked
+            assert goal.mining.attacked_batches == attacked
             found.append(gradients(target))
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
@@ -412,17 +415,9 @@ def test_a_killed_training_resumes_exactly(tmp_path, monkeypatch, dies_at):
     assert records[0] == records[1] and "modules" in records[0]
 
 
-def test_what_mining_is_names_the_cell(tmp_path):
-    (file,) = CRL().files
-    assert file == Path(MINING.__file__)
-    changed = tmp_path / "mining.py"
-    changed.write_text(file.read_text("utf-8") + "# other\n", "utf-8")
-
-    class Changed(CRL):
-        files = (changed,)
-
-    Changed.__module__ = CRL.__module__
-    assert source_digest(Changed()) != source_digest(CRL())
+def test_the_file_of_mining_is_part_of_the_identity():
+    for method in (CRL, CRLPlain):
+        assert Path(MINING.__file__) in sources(method.__module__)
 
 
 def test_the_forecast_counts_what_mining_does():

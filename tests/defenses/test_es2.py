@@ -107,7 +107,7 @@ def clouds(gap: float, n: int = 60, seed: int = 0):
 
 def test_figures_by_their_definitions():
     states, labels, held = clouds(4.0)
-    found = SOURCE.figures(states, labels, held, 2.0)
+    found = SOURCE.measures(states, labels, held, 2.0)
     harmful, harmless = states[labels & held].double(), states[~labels & held].double()
     across = harmful.mean(0) - harmless.mean(0)
     inside = [side @ across / across.norm() for side in (harmful, harmless)]
@@ -122,8 +122,8 @@ def test_figures_by_their_definitions():
 
 def test_scaling_is_no_separation_and_distance_is():
     states, labels, held = clouds(4.0)
-    plain, scaled = (SOURCE.figures(k * states, labels, held, 1.0) for k in (1, 50))
-    far = SOURCE.figures(clouds(8.0)[0], labels, held, 1.0)
+    plain, scaled = (SOURCE.measures(k * states, labels, held, 1.0) for k in (1, 50))
+    far = SOURCE.measures(clouds(8.0)[0], labels, held, 1.0)
     for name in ("margin", "centroid_cosine", "probe_accuracy", "relative_perturbation"):
         assert scaled[name] == pytest.approx(plain[name], rel=1e-4)
     assert scaled["norm_ratio"] == pytest.approx(50 * plain["norm_ratio"], rel=1e-5)
@@ -183,14 +183,14 @@ def test_the_step_is_the_gradient_of_the_formula():
         states.append((hidden, last))
     # the tuple's last state is behind the final norm: the layer below stands for S here
     assert losses["kl"] == pytest.approx((total / tokens).item(), rel=1e-4)
-    goal.layers, goal.scale = [1], goal.scale[:1]
+    goal.layers, goal.initial_distance = [1], goal.initial_distance[:1]
     goal.rng.set_state(before)
     losses = goal.backward(1)
     found = gradients(goal)
     goal.model.adapter.zero_grad()
     away = [read(text, False) for text in harmful]
     pairs = [(h[1][0, at] - s[1][0, last]).norm() for h, _, at in away for s, last in states]
-    apart = torch.stack(pairs).mean() / goal.scale[0]
+    apart = torch.stack(pairs).mean() / goal.initial_distance[0]
     assert losses["separation"] == pytest.approx(apart.item(), rel=1e-4)
     (2 * total / tokens - apart).backward()
     for name, grad in gradients(goal).items():

@@ -45,7 +45,7 @@ def test_training_bends_harmful_states_and_spares_the_safe(tmp_path):
     with defense.applied(model, ctx, tmp_path / "cache") as target:
         goal = SOURCE.Bending(defense, target, [1, 2], ctx)
         moved = []
-        for side in (goal.harmful, goal.harmless):
+        for side in (goal.texts.harmful, goal.texts.harmless):
             batch = collate(draw_texts(side, 8, goal.rng))
             with torch.no_grad():
                 tuned, base = tuned_and_base(target, batch, [2], batch.response)
@@ -82,7 +82,9 @@ def test_a_step_is_that_of_a_plain_loop():
         return tuned, base
 
     total = 0
-    safe = collate(draw_texts(goal.refused, 2, goal.rng) + draw_texts(goal.harmless, 2, goal.rng))
+    safe = collate(
+        draw_texts(goal.texts.refused, 2, goal.rng) + draw_texts(goal.texts.harmless, 2, goal.rng)
+    )
     tuned, base = both(safe)
     # The last entry of the tuple is post-norm: with two blocks, layers 0 and 1 are raw, and the
     # raw last one comes from the model's own forward.
@@ -95,14 +97,14 @@ def test_a_step_is_that_of_a_plain_loop():
              for l in (0, 1)]  # fmt: skip
     terms.append((whole[0] - bare[0]).norm(dim=-1))
     total = total + 0.7 * torch.cat(terms).mean()
-    harmful = collate(draw_texts(goal.harmful, 4, goal.rng))
+    harmful = collate(draw_texts(goal.texts.harmful, 4, goal.rng))
     tuned, base = both(harmful)
     moved = (tuned.hidden_states[1] - base.hidden_states[1])[harmful.response].norm(dim=-1).mean()
     last = tuned.hidden_states[1][harmful.last_prompt_token]
     pairs = [1 - cosine_similarity(last[i], last[j], dim=0) for i in range(4) for j in range(4)
              if i != j]  # fmt: skip
     total = total - 0.2 * moved + 0.4 * torch.stack(pairs).mean()
-    kept = collate(draw_texts(goal.harmless, 4, goal.rng))
+    kept = collate(draw_texts(goal.texts.harmless, 4, goal.rng))
     tuned, base = both(kept)
     log_q = (tuned.logits / 2).log_softmax(-1)[kept.all_text]
     p = (base.logits / 2).softmax(-1)[kept.all_text]

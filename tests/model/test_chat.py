@@ -1,4 +1,4 @@
-"""One slicer: ids around the gap are those of the whole string, on real templates too (7.1)."""
+"""Ids around the gap are those of the whole string, on real templates too (7.1)."""
 
 import random
 from functools import cache
@@ -76,17 +76,17 @@ def test_the_system_prompt_is_explicit():
     assert "system" not in MODEL.chat.render(user("Hello"))
 
 
-def test_a_template_that_knows_no_system_prompt_says_so():
+def test_a_template_without_system_prompts_is_reported():
     tokenizer = AutoTokenizer.from_pretrained(MODEL.chat.tokenizer.name_or_path)
-    refusal = (
+    template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     )
-    tokenizer.chat_template = refusal + MODEL.chat.tokenizer.chat_template
+    tokenizer.chat_template = template + MODEL.chat.tokenizer.chat_template
     with pytest.raises(InputError, match="rejects the conversation: no system"):
         Chat(tokenizer, system="Be brief.").render(user("Hello"))
 
 
-def test_a_tokenizer_without_template_is_refused():
+def test_a_tokenizer_without_template_is_rejected():
     tokenizer = AutoTokenizer.from_pretrained(MODEL.chat.tokenizer.name_or_path)
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template; give one: --chat-template FILE"):
@@ -132,7 +132,7 @@ def test_real_templates_and_tokenizers(real_data, template, name):
 @pytest.mark.parametrize("template", TEMPLATES.split())
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_any_text_on_real_templates_and_tokenizers(real_data, template, name):
-    """The seams are those of the whole string, and what stands between them is the gap."""
+    """The ids around the gap are those of the whole string, and between them is the gap."""
     chat = real(real_data, template, name)
     gap = " plain words"
     for text, end in zip(TEXTS, cycle(["", " That is all. "]), strict=False):
@@ -152,7 +152,7 @@ def test_any_text_on_real_templates_and_tokenizers(real_data, template, name):
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_as_many_bos_as_the_template_writes(real_data, template, name):
     """None added to those that it writes (saiga: one per message), one where it writes none and
-    the tokenizer begins every text with it; no EOS behind the prompt."""
+    the tokenizer begins every text with it; no EOS after the prompt."""
     chat = real(real_data, template, name)
     tokenizer = chat.tokenizer
     rendered = chat.render(user("Explain how a bridge works"))
@@ -179,7 +179,7 @@ def test_the_date_of_a_template_is_a_fixed_one():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_family_reads_the_same_string_by_text_and_by_ids(family, text):
-    """Optimised, generated from and judged: the ids that a loss saw are those of the final text."""
+    """The ids in the optimised loss are those of the final text."""
     model = tiny(family)
     slots = model.slots([user(f"{text}{GAP}")], ["Sure, here is how"])
     ids = slots.spell("! ! !")
@@ -195,7 +195,7 @@ def test_every_family_reads_the_same_string_by_text_and_by_ids(family, text):
 @pytest.mark.parametrize("template", ["llama-2-chat", "llama-3-instruct", "chatml"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_swaps_survive_real_templates(real_data, template, name):
-    """What `survives` lets through comes back from the final prompt's text, token by token."""
+    """The final prompt's text has the same ids exactly if `survives` says so."""
     chat = real(real_data, template, name)
     config = LlamaConfig(
         vocab_size=len(chat.tokenizer),
@@ -216,8 +216,8 @@ def test_swaps_survive_real_templates(real_data, template, name):
         assert (tuple(again) == prompt.ids) == bool(survives[j])
 
 
-def test_ten_thousand_random_swaps_survive_or_are_told():
-    """Every candidate said to survive re-encodes to itself in the whole prompt."""
+def test_of_ten_thousand_random_candidates_the_survivors_are_known():
+    """Exactly the candidates that survive have the same ids in the tokenised whole prompt."""
     messages = user(f"Tell me how to wreck a lamp.{GAP}")
     slots = MODEL.slots([messages], ["Sure"])
     pool = MODEL.allowed.nonzero().squeeze(1)

@@ -51,17 +51,19 @@ def test_batched_verbs_equal_single_ones(family):
     assert losses.tolist() == pytest.approx(single, abs=1e-5)
 
 
-def spoken(model: ChatModel, prompt: Prompt, choose, ends: set[int]) -> tuple[str, list[int]]:
-    """A reply token by token, the whole row read anew each time, without a cache."""
+def reference_reply(
+    model: ChatModel, prompt: Prompt, choose, ends: set[int]
+) -> tuple[str, list[int]]:
+    """A reply token by token, the whole row read again each time, without a cache."""
     (ids,) = model.chat.encode([model.chat.render(prompt.messages)])
-    said: list[int] = []
-    while len(said) < model.max_new_tokens and not ends & {*said}:
-        logits = model.network(torch.tensor([ids + said])).logits[0, -1]
-        said.append(int(choose(logits, len(said))))
+    tokens: list[int] = []
+    while len(tokens) < model.max_new_tokens and not ends & {*tokens}:
+        logits = model.network(torch.tensor([ids + tokens])).logits[0, -1]
+        tokens.append(int(choose(logits, len(tokens))))
     text = model.chat.tokenizer.decode(
-        [token for token in said if token not in ends], skip_special_tokens=True
+        [token for token in tokens if token not in ends], skip_special_tokens=True
     )
-    return text, said
+    return text, tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,9 +71,9 @@ def test_greedy_replies_equal_a_loop_without_cache(family):
     model = tiny(family)
     ends = {model.chat.tokenizer.eos_token_id}
     for prompt, reply in zip(PROMPTS, model.replies(PROMPTS), strict=True):
-        text, said = spoken(model, prompt, lambda logits, _: logits.argmax(), ends)
-        assert (reply.text, reply.tokens) == (text, len(said))
-        assert reply.truncated != bool(ends & {*said})
+        text, tokens = reference_reply(model, prompt, lambda logits, _: logits.argmax(), ends)
+        assert (reply.text, reply.tokens) == (text, len(tokens))
+        assert reply.truncated != bool(ends & {*tokens})
 
 
 def test_greedy_is_greedy_whatever_the_generation_config_says():
@@ -92,19 +94,19 @@ def test_greedy_is_greedy_whatever_the_generation_config_says():
 def test_every_end_token_of_the_generation_config_ends_a_reply():
     """Llama-3 names three; the tokenizer's own ends a reply, too."""
     model = tiny()
-    _, said = spoken(model, PROMPTS[1], lambda logits, _: logits.argmax(), set())
-    other = said[3]
-    assert other not in said[:3]
+    _, tokens = reference_reply(model, PROMPTS[1], lambda logits, _: logits.argmax(), set())
+    other = tokens[3]
+    assert other not in tokens[:3]
     ends = [model.chat.tokenizer.pad_token_id, other]
     model.network.generation_config = GenerationConfig(eos_token_id=ends)
     several = ChatModel.of(model.network, model.chat, model.max_new_tokens)
     (reply,) = several.replies(PROMPTS[1:2])
     assert (reply.truncated, reply.tokens) == (False, 4)
-    assert reply.text == model.chat.tokenizer.decode(said[:3], skip_special_tokens=True)
+    assert reply.text == model.chat.tokenizer.decode(tokens[:3], skip_special_tokens=True)
     assert model.chat.tokenizer.eos_token_id in several._end_tokens
 
 
-# Drawn replies
+# Sampled replies
 
 
 def test_draws_follow_the_softmax():
@@ -132,7 +134,7 @@ def test_draws_equal_a_loop_and_do_not_depend_on_the_batch(family):
             below = (logits / 2.0).softmax(0).cumsum(0) <= u[step]
             return below.sum()
 
-        assert spoken(model, prompt, choose, ends)[0] == together[i].text
+        assert reference_reply(model, prompt, choose, ends)[0] == together[i].text
     assert [reply.text for reply in together] != model.generate(PROMPTS)
     cold = model.replies(PROMPTS, noise, temperature=1e-4)
     assert [reply.text for reply in cold] == model.generate(PROMPTS)
@@ -230,7 +232,7 @@ def test_hooks_go_when_the_forward_pass_fails():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_attack_has_the_last_word(family):
-    """The defense's edit comes first, the attack's later edit undoes it."""
+    """The defense's edit acts first, the attack's edit undoes it."""
     model = tiny(family)
     vector = torch.ones(model.width)
     defended = model.edited([Add(1, vector)])
@@ -293,8 +295,8 @@ def test_without_logits_no_block_above_the_highest_layer_runs():
         handle.remove()
 
 
-def test_the_reference_pass_holds_the_wanted_tokens_alone():
-    """What lives behind a pass without gradients: layers x wanted tokens x d, nothing more."""
+def test_the_reference_pass_holds_only_the_wanted_tokens():
+    """After a pass without gradients only layers x wanted tokens x d numbers are held."""
     model, texts = tiny(), batch()
     tokens = texts.last_prompt_token
     with torch.no_grad(), captured_states(model.network, [0, 1, 2], tokens) as held:
@@ -326,20 +328,19 @@ def test_checkpointed_blocks_give_the_same_gradients(family):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.(is_gradient|gradient)_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_on_bf16_weights_learns_in_fp32_and_multiplies_in_bf16(family, checkpointed):
-    """States, logits and gradients are near fp32's; those of the weights alone are not touched."""
-    from peft import LoraConfig, get_peft_model
-
+def test_an_adapter_on_bf16_weights_learns_in_fp32_and_multiplies_in_bf16(
+    family, checkpointed, with_lora
+):
+    """States, logits and gradients are near fp32's; without the adapter they are the weights'."""
     texts, losses, gradients = batch(), [], []
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny(family)
         model.network.to(dtype)
-        torch.manual_seed(0)
-        maps = LoraConfig(r=4, target_modules=["down_proj", "o_proj"], init_lora_weights=False)
-        adapter = get_peft_model(model.network, maps)
+        targets = ["down_proj", "o_proj"]
+        adapter = with_lora(model, targets, rank=4, init_lora_weights=False).adapter
         seen = []
         for name, module in adapter.named_modules():
             if name.endswith(("lora_A.default", "lora_B.default")):
@@ -357,8 +358,8 @@ def test_an_adapter_on_bf16_weights_learns_in_fp32_and_multiplies_in_bf16(family
         adapter.eval()
         with torch.no_grad(), adapter.disable_adapter():
             plain = model.network(texts.ids, texts.all_text.long()).logits[texts.all_text]
-            _, bare = model.forward(texts.ids, texts.all_text, logits=True)
-        torch.testing.assert_close(bare, plain, atol=0, rtol=0)
+            _, undefended = model.forward(texts.ids, texts.all_text, logits=True)
+        torch.testing.assert_close(undefended, plain, atol=0, rtol=0)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert torch.cosine_similarity(*gradients, dim=0) > 0.998
 

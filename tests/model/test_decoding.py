@@ -1,4 +1,4 @@
-"""Decoding against the slow plain loop: one row, no cache, everything read anew for each token."""
+"""Decoding against a slow plain loop: one row, no cache, all tokens read again for each token."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ MOST = 24
 
 @dataclass(frozen=True)
 class Turn:
-    """Another change for each role, and none of padding."""
+    """A different change for each role, none for padding."""
 
     layer: int
     strength: float
@@ -33,7 +33,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Count:
-    """How many rows each pass reads."""
+    """Records how many rows each pass reads."""
 
     layer: int
     rows: list
@@ -69,41 +69,41 @@ def uniform(rows: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def spoken(model: ChatModel, prompt: Prompt, noise: torch.Tensor | None) -> Reply:
-    """A reply token by token; of drawn ones, the first token whose F exceeds u."""
-    embeds, said = model._prompt_embeddings(prompt)[None], []
+def reference_reply(model: ChatModel, prompt: Prompt, noise: torch.Tensor | None) -> Reply:
+    """A reply token by token; if sampled, the first token whose F exceeds u."""
+    embeds, tokens = model._prompt_embeddings(prompt)[None], []
     time = embeds.shape[1]
-    while len(said) < model.max_new_tokens:
-        whole = torch.cat([embeds, model.embed(torch.tensor([said], dtype=torch.long))], 1)
-        roles = torch.tensor([[PROMPT] * (time - 1) + [LAST] + [REPLY] * len(said)])
+    while len(tokens) < model.max_new_tokens:
+        whole = torch.cat([embeds, model.embed(torch.tensor([tokens], dtype=torch.long))], 1)
+        roles = torch.tensor([[PROMPT] * (time - 1) + [LAST] + [REPLY] * len(tokens)])
         output = model.run(whole, roles, [prompt.edits], use_cache=False)
         if noise is None:
             token = output.logits[0, -1].argmax()
         else:
-            token = (output.logits[0, -1].softmax(0).cumsum(0) <= noise[len(said)]).sum()
-        said.append(int(token))
-        if said[-1] in model._end_tokens:
-            text = model.chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
-            return Reply(text, False, len(said))
-    return Reply(model.chat.tokenizer.decode(said, skip_special_tokens=True), True, len(said))
+            token = (output.logits[0, -1].softmax(0).cumsum(0) <= noise[len(tokens)]).sum()
+        tokens.append(int(token))
+        if tokens[-1] in model._end_tokens:
+            text = model.chat.tokenizer.decode(tokens[:-1], skip_special_tokens=True)
+            return Reply(text, False, len(tokens))
+    return Reply(model.chat.tokenizer.decode(tokens, skip_special_tokens=True), True, len(tokens))
 
 
-@pytest.mark.parametrize(("drawn", "look"), [(False, 1), (True, 1), (True, 5)])
+@pytest.mark.parametrize(("drawn", "check_every"), [(False, 1), (True, 1), (True, 5)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replies_equal_the_loop(family, drawn, look, monkeypatch):
-    """Rows of all lengths with their own edits; memory grows and rows go several times."""
+def test_replies_equal_the_loop(family, drawn, check_every, monkeypatch):
+    """Rows of all lengths with edits of their own; memory grows and rows are dropped repeatedly."""
     monkeypatch.setattr(decoding, "GROWTH", 5)
-    monkeypatch.setitem(decoding.CHECK_EVERY, "cpu", look)
+    monkeypatch.setitem(decoding.CHECK_EVERY, "cpu", check_every)
     rows = []
     model = talker(family).edited([Turn(1, 0.1)])
     prompts = mixed(model)
     noise = uniform(len(prompts)) if drawn else None
     replies = model.edited([Count(1, rows)]).replies(prompts, noise)
     alone = [noise[i] if drawn else None for i in range(len(prompts))]
-    assert replies == [spoken(model, p, u) for p, u in zip(prompts, alone, strict=True)]
+    assert replies == [reference_reply(model, p, u) for p, u in zip(prompts, alone, strict=True)]
     assert rows == sorted(rows, reverse=True) and rows[0] == len(prompts)
     lengths = [reply.tokens for reply in replies]
-    assert len(rows) <= max(lengths) + look - 1
+    assert len(rows) <= max(lengths) + check_every - 1
     if drawn:
         assert len({*rows}) > 2 and len({*lengths}) > 3
 
@@ -117,29 +117,28 @@ def test_the_forward_tokens_are_those_of_prompts_and_replies():
     assert model.usage.forward_tokens - before == read + sum(reply.tokens for reply in replies)
 
 
-def test_an_adapter_that_is_off_stays_off_when_rows_go():
-    from peft import LoraConfig, get_peft_model
-
+def test_an_adapter_that_is_off_stays_off_when_rows_are_dropped(with_lora):
     plain = talker()
     prompts = mixed(plain)
     noise = uniform(len(prompts))
     expected = plain.replies(prompts, noise)
-    adapter = get_peft_model(plain.network, LoraConfig(r=2, target_modules=["v_proj"]))
-    for name, parameter in adapter.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    worn = replace(plain, adapter=adapter)
+    defended = with_lora(plain, ["v_proj"], spread=1.0)
+    adapter = defended.adapter
     assert (
         replace(plain, around=partial(adapter_disabled, adapter)).replies(prompts, noise)
         == expected
     )
-    assert worn.undefended().replies(prompts, noise) == expected
-    replies = worn.replies(prompts, noise)
-    assert replies == [spoken(worn, p, u) for p, u in zip(prompts, noise, strict=True)] != expected
+    assert defended.undefended().replies(prompts, noise) == expected
+    replies = defended.replies(prompts, noise)
+    assert (
+        replies
+        == [reference_reply(defended, p, u) for p, u in zip(prompts, noise, strict=True)]
+        != expected
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral"])
-def test_a_window_that_no_row_outgrows_is_none(family):
+def test_a_window_that_no_row_exceeds_is_written_in_place(family):
     model = talker(family)
     short = decoding._cache(model.network.config, 40)
     assert {type(layer) for layer in short.layers} != {decoding._InPlaceLayer}
@@ -149,7 +148,7 @@ def test_a_window_that_no_row_outgrows_is_none(family):
     prompts = mixed(model)
     noise = uniform(len(prompts))
     replies = model.replies(prompts, noise)
-    assert replies == [spoken(model, p, u) for p, u in zip(prompts, noise, strict=True)]
+    assert replies == [reference_reply(model, p, u) for p, u in zip(prompts, noise, strict=True)]
 
 
 def test_keys_and_values_are_those_of_transformers(monkeypatch):
@@ -170,7 +169,7 @@ def test_keys_and_values_are_those_of_transformers(monkeypatch):
             for cache in (ours, theirs):
                 cache.batch_select_indices(torch.tensor(stay))
             rows = len(stay)
-            for layer in ours.layers:  # of rows that are gone no memory is held
+            for layer in ours.layers:  # no memory of dropped rows is held
                 held = [t.untyped_storage().nbytes() for t in (*layer.memory, layer.keys)]
                 assert held == [layer.keys.nbytes] * 3
         for mine, plain in zip(ours.layers, theirs.layers, strict=True):
@@ -181,7 +180,7 @@ def test_keys_and_values_are_those_of_transformers(monkeypatch):
 @pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_model_whose_scores_are_nan_has_no_reply(most, drawn):
-    """Greedy decoding would take the token; also the last, which no further pass reads."""
+    """Greedy decoding would take the NaN token; also in the last step, which no pass follows."""
     model = tiny()
     model.max_new_tokens = most
     model.network.lm_head.weight.data[7] = torch.nan
@@ -194,8 +193,8 @@ def test_nothing_is_drawn_where_the_temperature_leaves_no_numbers():
         tiny().replies([Prompt(user("Why?"))], uniform(1), temperature=1e-45)
 
 
-def test_what_is_behind_an_end_may_be_nan(monkeypatch):
-    """A row that has ended is carried along to the next look."""
+def test_logits_after_an_end_may_be_nan(monkeypatch):
+    """A row that has ended stays in the batch until the next check."""
     monkeypatch.setitem(decoding.CHECK_EVERY, "cpu", MOST)
     model, prompts = talker(), [Prompt(user("Why?"))]
     (expected,) = model.replies(prompts, uniform(1))
@@ -203,7 +202,7 @@ def test_what_is_behind_an_end_may_be_nan(monkeypatch):
 
     @dataclass(frozen=True)
     class Fail:
-        """NaN in every pass behind the one that says the end."""
+        """NaN in every pass after the one that predicts the end."""
 
         layer: int
         passes: list
@@ -220,7 +219,7 @@ def test_what_is_behind_an_end_may_be_nan(monkeypatch):
 @pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_replies_equal_single_ones_on_cuda(family, drawn):
-    """Where ended rows are looked for every 8 tokens: all that is said behind an end is cut."""
+    """With a check for ended rows every 8 tokens: all tokens after an end are cut."""
     other = talker(family)
     model = ChatModel.of(other.network.to("cuda"), other.chat, MOST)
     prompts = mixed(model)

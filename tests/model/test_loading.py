@@ -1,4 +1,4 @@
-"""From a name to a model: what identifies it, what is told when it cannot be had."""
+"""From a name to a model: what identifies it, and the errors if it cannot be loaded."""
 
 import json
 import shutil
@@ -37,11 +37,11 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_of_every_family_is_the_model(family, tmp_path):
-    found = find_model(str(saved(tmp_path / "model", family)))
-    model, plain = load_model(found, max_new_tokens=8), tiny(family)
+    files = find_model(str(saved(tmp_path / "model", family)))
+    model, plain = load_model(files, max_new_tokens=8), tiny(family)
     torch.testing.assert_close(model.hidden(PROMPTS), plain.hidden(PROMPTS), atol=1e-5, rtol=0)
     assert model.generate(PROMPTS) == plain.generate(PROMPTS)
-    chat, network = load_without_weights(found)
+    chat, network = load_without_weights(files)
     assert count_parameters(network) == model.usage.parameters
     assert chat.render(user("Why?")) == model.chat.render(user("Why?"))
 
@@ -50,10 +50,10 @@ def test_shards_are_one_model(tmp_path):
     folder = saved(tmp_path / "model", max_shard_size="20KB")
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 2
-    found = find_model(str(folder))
-    assert load_model(found, max_new_tokens=8).generate(PROMPTS) == tiny().generate(PROMPTS)
+    files = find_model(str(folder))
+    assert load_model(files, max_new_tokens=8).generate(PROMPTS) == tiny().generate(PROMPTS)
     (folder / "consolidated.safetensors").write_bytes(b"the same weights in another format")
-    assert find_model(str(folder)).weights == found.weights
+    assert find_model(str(folder)).weights == files.weights
     shards[1].unlink()
     with pytest.raises(InputError, match=f"{shards[1].name} is missing"):
         find_model(str(folder))
@@ -66,8 +66,8 @@ def test_an_index_names_files_of_its_folder_alone(folder):
         find_model(str(folder))
 
 
-def test_weights_that_lack_a_part_are_refused(folder):
-    """transformers would make the missing part up at random, with a warning."""
+def test_weights_that_lack_a_part_are_rejected(folder):
+    """transformers would initialise the missing part at random, with a warning."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(InputError, match=r"the weights lack model\.layers\.2"):
@@ -101,27 +101,27 @@ def test_every_file_that_matters_is_part_of_the_identity(folder, name):
 
 
 def test_identity_does_not_depend_on_the_place(folder, tmp_path):
-    moved = tmp_path / "elsewhere"
+    moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     (moved / "README.md").write_text("words")
     one, other = find_model(str(folder)), find_model(str(moved))
     assert (one.weights, one.template) == (other.weights, other.template)
 
 
-def test_a_template_of_ones_own(folder, tmp_path):
-    own = find_model(str(folder))
+def test_a_chat_template_from_a_file(folder, tmp_path):
+    original = find_model(str(folder))
     file = tmp_path / "template.jinja"
     file.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %} ->")
-    found = find_model(str(folder), chat_template=file)
-    assert found.weights == own.weights and found.template != own.template
-    assert load_model(found).chat.render(user("Why?")) == load_without_weights(found)[0].render(
+    files = find_model(str(folder), chat_template=file)
+    assert files.weights == original.weights and files.template != original.template
+    assert load_model(files).chat.render(user("Why?")) == load_without_weights(files)[0].render(
         user("Why?")
     )
-    assert load_model(found).chat.render(user("Why?")) == "Why? ->"
+    assert load_model(files).chat.render(user("Why?")) == "Why? ->"
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template; give one: --chat-template FILE"):
         find_model(str(folder))
-    assert find_model(str(folder), chat_template=file).template == found.template
+    assert find_model(str(folder), chat_template=file).template == files.template
     with pytest.raises(InputError, match=r"cannot read the chat template .*none\.jinja"):
         find_model(str(folder), chat_template=tmp_path / "none.jinja")
 
@@ -135,27 +135,27 @@ def test_a_template_in_the_tokenizers_config(folder):
     assert find_model(str(folder)) == before
 
 
-def test_code_of_the_model_is_not_run_unless_asked(folder):
+def test_code_of_the_model_does_not_run_by_default(folder):
     config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "stranger", "auto_map": {"AutoConfig": "own.Own"}}
-    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    custom = {"model_type": "custom", "auto_map": {"AutoConfig": "custom.Custom"}}
+    (folder / "config.json").write_text(json.dumps({**config, **custom}))
     witness = folder / "ran"
-    (folder / "own.py").write_text(
+    (folder / "custom.py").write_text(
         "from transformers import LlamaConfig\n"
         f"open({str(witness)!r}, 'w').close()\n"
-        "class Own(LlamaConfig):\n    model_type = 'stranger'\n"
+        "class Custom(LlamaConfig):\n    model_type = 'custom'\n"
     )
     with pytest.raises(InputError, match="read it, then give --trust-remote-code"):
         load_model(find_model(str(folder)))
     assert not witness.exists()
     trusted = find_model(str(folder), trust_remote_code=True)
     assert trusted.weights != find_model(str(folder)).weights
-    with pytest.raises(InputError, match="cannot be loaded"):  # its code has a config only
+    with pytest.raises(InputError, match="cannot be loaded"):  # its code has only a config
         load_model(trusted)
     assert witness.exists()
 
 
-def test_the_text_half_of_an_image_model_loads(tmp_path):
+def test_the_text_part_of_an_image_model_loads(tmp_path):
     """As google/gemma-3-4b-it is stored: the text model under a prefix, beside a vision tower."""
     plain = tiny("gemma3")
     config = Gemma3Config(
@@ -194,7 +194,7 @@ def test_a_device_map_on_a_cpu_is_the_same_model(folder):
 
 @pytest.fixture
 def download(monkeypatch, folder):
-    """snapshot_download that answers with a folder or raises; what it was asked."""
+    """Replaces snapshot_download by one that returns a folder or raises; gives its calls."""
     calls = []
 
     def answer(raises=None):
@@ -214,13 +214,13 @@ def download(monkeypatch, folder):
 
 def test_a_hub_id_is_pinned_to_its_commit(download, folder):
     calls = download()
-    found = find_model("owner/name@v2")
-    assert (found.name, found.commit) == ("owner/name@v2", COMMIT)
-    assert find_model("owner/name", revision="v2") == found
-    assert found.weights == find_model(str(folder)).weights
+    files = find_model("owner/name@v2")
+    assert (files.name, files.commit) == ("owner/name@v2", COMMIT)
+    assert find_model("owner/name", revision="v2") == files
+    assert files.weights == find_model(str(folder)).weights
     assert find_model("owner/name").name == "owner/name"
-    asked = [(repository, options["revision"]) for repository, options in calls]
-    assert asked == [("owner/name", "v2"), ("owner/name", "v2"), ("owner/name", None)]
+    revisions = [(repository, options["revision"]) for repository, options in calls]
+    assert revisions == [("owner/name", "v2"), ("owner/name", "v2"), ("owner/name", None)]
     assert not any("py" in pattern for pattern in calls[0][1]["allow_patterns"])
     find_model("owner/name", trust_remote_code=True)
     assert "*.py" in calls[-1][1]["allow_patterns"]
@@ -228,12 +228,12 @@ def test_a_hub_id_is_pinned_to_its_commit(download, folder):
 
 
 def response(status: int) -> SimpleNamespace:
-    """As much of an HTTP response as the hub's errors look at."""
+    """As much of an HTTP response as the hub's errors read."""
     return SimpleNamespace(status_code=status, headers={}, request=None)
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (
             lambda: hub.GatedRepoError("gated", response=response(403)),
@@ -253,42 +253,42 @@ def response(status: int) -> SimpleNamespace:
         (lambda: hub.HFValidationError("Repo id must be nice"), "Repo id must be nice"),
     ],
 )
-def test_what_the_hub_refuses_is_told_with_the_fix(download, error, words):
+def test_errors_of_the_hub_are_reported_with_the_fix(download, error, message):
     download(error())
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         find_model("owner/name@v2")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("owner/name@v2")
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("organizm", "did you mean 'organism'"),
         ("a/b/c", "a hub id is owner/name or owner/name@revision"),
         ("./nowhere", "no model folder at ./nowhere"),
     ],
 )
-def test_names_that_cannot_be(name, words):
-    with pytest.raises(InputError, match=words):
+def test_impossible_names(name, message):
+    with pytest.raises(InputError, match=message):
         find_model(name)
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "message"),
     [
         ("config.json", "no config.json"),
         ("model.safetensors", "model.safetensors is missing"),
         ("tokenizer.json", "no tokenizer"),
     ],
 )
-def test_what_a_folder_lacks_is_named(folder, file, words):
+def test_what_a_folder_lacks_is_named(folder, file, message):
     (folder / file).unlink()
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         find_model(str(folder))
 
 
-def test_damaged_weights_are_told_in_one_line(folder):
+def test_damaged_weights_are_reported_in_one_line(folder):
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_model(find_model(str(folder)))

@@ -101,29 +101,27 @@ def planted(n: int = 80, d: int = 12):
     return states, harmful, held_out
 
 
-def test_the_folded_probe_says_what_scikit_learn_says():
+def test_the_folded_probe_predicts_what_scikit_learn_predicts():
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     states, harmful, held_out = planted()
-    found = fit_probes(states, harmful, held_out)
+    probes = fit_probes(states, harmful, held_out)
     for layer in range(3):
         x, y = states[:, layer].numpy(), harmful.numpy()
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000))
         model.fit(x[~held_out], y[~held_out])
-        said = probability(states[:, layer], found.weight[layer], found.bias[layer]).numpy()
-        np.testing.assert_allclose(said, model.predict_proba(x)[:, 1], atol=1e-9)
+        predicted = probability(states[:, layer], probes.weight[layer], probes.bias[layer]).numpy()
+        np.testing.assert_allclose(predicted, model.predict_proba(x)[:, 1], atol=1e-9)
         accuracy = model.score(x[held_out], y[held_out])
-        assert found.accuracy[layer].item() == pytest.approx(accuracy)
+        assert probes.accuracy[layer].item() == pytest.approx(accuracy)
 
 
 def test_accuracy_is_that_of_rows_the_probe_has_not_seen():
     states, harmful, held_out = planted()
     assert fit_probes(states, harmful, held_out).accuracy.tolist()[::2] == [0.5, 1.0]
-    wrong = torch.where(
-        held_out, ~harmful, harmful
-    )  # the truth about the held_out rows, upside down
+    wrong = torch.where(held_out, ~harmful, harmful)  # the labels of the held-out rows, flipped
     assert fit_probes(states, wrong, held_out).accuracy[2] == 0
     noise = fit_probes(
         random(60, 1, 200, seed=6), torch.arange(60) % 2 == 0, torch.arange(60) >= 30

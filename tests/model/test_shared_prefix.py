@@ -1,15 +1,14 @@
-"""A prefix read once for all rows against one copied for every row, and against the formula."""
+"""A prefix that is read once for all rows, against copies for every row and the formula."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-import transformers
+from gap_helpers import Roll, architecture, draw
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robench.model import pruning, shared_prefix
-from robench.model.chat import Chat
 from robench.model.chat_model import ChatModel
 from robench.model.prefix import Prefix
 from robench.model.scoring import longest
@@ -42,61 +41,27 @@ def made(family: str) -> ChatModel:
     return model
 
 
-def other(config: str, **own) -> ChatModel:
-    tokenizer = tiny().chat.tokenizer
-    settings = getattr(transformers, config)(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.2,
-        vocab_size=len(tokenizer) + 8,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **own,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = transformers.AutoModelForCausalLM.from_config(settings)
-    return ChatModel.of(network, Chat(tokenizer), max_new_tokens=8)
+def other(config: str, **settings) -> ChatModel:
+    heads = {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    return architecture(config, **heads, **settings)
 
 
 def gap_of(model: ChatModel, text: str = LONG) -> Slots:
     return model.slots([user(f"{text}{GAP}")], [TARGET])
 
 
-def draw(model: ChatModel, *shape: int) -> torch.Tensor:
-    pool = model.allowed.nonzero().squeeze(1)
-    return pool[torch.randint(len(pool), shape, generator=torch.Generator().manual_seed(1))]
-
-
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """Grows by one with every kernel that this attention calls."""
-    real, seen = shared_prefix._attend, []
+    """Has an entry for every kernel that this attention calls."""
+    real, entries = shared_prefix._attend, []
     monkeypatch.setattr(
-        shared_prefix, "_attend", lambda *args, **how: seen.append(1) or real(*args, **how)
+        shared_prefix, "_attend", lambda *args, **kwargs: entries.append(1) or real(*args, **kwargs)
     )
-    return seen
+    return entries
 
 
 def copying(monkeypatch) -> None:
     monkeypatch.setattr(shared_prefix, "is_faster", lambda *args: False)
-
-
-@dataclass(frozen=True)
-class Roll:
-    """Rolls the states at the positions of some roles."""
-
-    layer: int
-    roles: tuple[int, ...]
-
-    def __call__(self, h, role):
-        chosen = sum(role == r for r in self.roles).bool()
-        return torch.where(chosen[..., None], h.roll(1, -1), h)
 
 
 # Equal losses
@@ -124,20 +89,14 @@ def test_losses_under_edits(family, roles, calls, monkeypatch):
     torch.testing.assert_close(once, gap_of(model).loss(ids), atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
-def test_losses_under_an_adapter(calls, monkeypatch):
-    from peft import LoraConfig, get_peft_model
-
+def test_losses_under_an_adapter(calls, monkeypatch, with_lora):
     model = made("llama")
     ids = draw(model, 1, 6, 4)
-    bare = gap_of(model).loss(ids)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        names = ["q_proj", "k_proj", "v_proj"]
-        get_peft_model(model.network, LoraConfig(target_modules=names, init_lora_weights=False))
+    undefended = gap_of(model).loss(ids)
+    with_lora(model, ["q_proj", "k_proj", "v_proj"], rank=8, init_lora_weights=False)
     before = len(calls)
     once = gap_of(model).loss(ids)
-    assert len(calls) == before + 2 * model.depth and (once - bare).abs().max() > 1e-3
+    assert len(calls) == before + 2 * model.depth and (once - undefended).abs().max() > 1e-3
     copying(monkeypatch)
     torch.testing.assert_close(once, gap_of(model).loss(ids), atol=1e-5, rtol=0)
 
@@ -153,7 +112,7 @@ def test_losses_under_autocast(text, calls, monkeypatch):
     torch.testing.assert_close(once, gap_of(model, text).loss(ids), atol=5e-2, rtol=0)
 
 
-def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
+def test_candidates_with_a_common_beginning_and_pruning(calls, monkeypatch):
     monkeypatch.setattr(pruning, "MIN_PRUNED", 0)
     monkeypatch.setattr(pruning, "SAMPLE", 3)
     model = made("llama")
@@ -168,7 +127,7 @@ def test_what_candidates_have_in_common_and_pruning(calls, monkeypatch):
     torch.testing.assert_close(once, gap_of(model).loss(ids), atol=1e-5, rtol=0)
 
 
-def test_likelihoods_behind_what_all_prompts_begin_with(calls):
+def test_likelihoods_after_a_common_beginning(calls):
     model = made("llama")
     prompts = [Prompt(user(f"{LONG}{end}")) for end in ("Why?", "Please, why is that?", "How")]
     targets = ["Sure", TARGET, "Sure, here"]
@@ -181,7 +140,7 @@ def test_likelihoods_behind_what_all_prompts_begin_with(calls):
 # The formula
 
 
-@pytest.fixture(params=[0, shared_prefix.FEW_KEYS], ids=["kernels", "at once"])
+@pytest.fixture(params=[0, shared_prefix.FEW_KEYS], ids=["kernels", "one softmax"])
 def either(request, monkeypatch) -> None:
     """Both ways to attend on a CPU."""
     monkeypatch.setattr(shared_prefix, "FEW_KEYS", request.param)
@@ -199,7 +158,7 @@ def test_attention_is_one_softmax_over_prefix_and_new_tokens(kv, tilt, either):
     keys, values = (rand(1, kv, length, d), rand(b, kv, time, d)), (
         rand(1, kv, length, d), rand(b, kv, time, d))  # fmt: skip
     keys[0][..., 0] += tilt
-    found, _ = attention(torch.nn.Module(), query, keys, values, None, scaling=0.4)
+    attended, _ = attention(torch.nn.Module(), query, keys, values, None, scaling=0.4)
     key, value = (
         torch.cat([old.expand(b, -1, -1, -1), new], 2).repeat_interleave(heads // kv, 1).double()
         for old, new in (keys, values)
@@ -207,18 +166,18 @@ def test_attention_is_one_softmax_over_prefix_and_new_tokens(kv, tilt, either):
     seen = torch.ones(time, length + time).tril(length).bool()
     scores = (0.4 * query.double() @ key.mT).masked_fill(~seen, -torch.inf)
     expected = (scores.softmax(-1) @ value).transpose(1, 2)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
-    assert found.is_contiguous()
+    torch.testing.assert_close(attended.double(), expected, atol=1e-5, rtol=0)
+    assert attended.is_contiguous()
 
 
-def test_attention_to_what_each_row_has_read_since(either):
+def test_attention_to_tokens_that_each_row_has_read_since(either):
     generator = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     b, heads, time, d = 3, 4, 5, 8
     query = rand(b, heads, time, d)
     keys, values = (tuple(rand(rows, 2, n, d) for rows, n in ((1, 7), (b, 4), (b, time)))
                     for _ in range(2))  # fmt: skip
-    found, _ = attention(torch.nn.Module(), query, keys, values, None, scaling=0.4)
+    attended, _ = attention(torch.nn.Module(), query, keys, values, None, scaling=0.4)
     key, value = (
         torch.cat([part.expand(b, -1, -1, -1) for part in parts], 2).repeat_interleave(2, 1)
         for parts in (keys, values)
@@ -226,14 +185,14 @@ def test_attention_to_what_each_row_has_read_since(either):
     seen = torch.ones(time, 11 + time).tril(11).bool()
     scores = (0.4 * query @ key.mT).masked_fill(~seen, -torch.inf)
     expected = (scores.softmax(-1) @ value).transpose(1, 2)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attended, expected, atol=1e-5, rtol=0)
 
 
 # No copies
 
 
 class Sizes(TorchDispatchMode):
-    """The bytes of the largest tensor that is computed inside."""
+    """Measures the bytes of the largest tensor that is computed inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +222,7 @@ def test_no_row_gets_a_copy(monkeypatch):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_what_a_pass_has_read_holds_no_copy_of_the_prefix(copied, monkeypatch):
+def test_new_keys_and_values_hold_no_copy_of_the_prefix(copied, monkeypatch):
     if copied:
         copying(monkeypatch)
     model = made("llama")
@@ -278,7 +237,7 @@ def test_what_a_pass_has_read_holds_no_copy_of_the_prefix(copied, monkeypatch):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-def test_the_cache_tells_the_truth_and_returns_the_new_part_as_it_came():
+def test_the_cache_has_the_right_length_and_returns_the_parts_unchanged():
     model = made("llama")
     prefix = Prefix.of(model, [list(range(20, 60))])
     with torch.no_grad(), attend_to_prefix(model, prefix, [0, 0, 0], 5) as options:
@@ -286,11 +245,11 @@ def test_the_cache_tells_the_truth_and_returns_the_new_part_as_it_came():
         new = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 8)
         for _ in range(2):
             assert layer.get_seq_length() == 40 and layer.get_mask_sizes(5) == (45, 0)
-            for (old, came), tensor, own in zip(
+            for (old, returned), tensor, original in zip(
                 layer.update(*new), new, prefix.keys_values[1], strict=True
             ):
-                assert came is tensor
-                assert old.data_ptr() == own.data_ptr() and old.shape == (1, 2, 40, 8)
+                assert returned is tensor
+                assert old.data_ptr() == original.data_ptr() and old.shape == (1, 2, 40, 8)
         positions = options["position_ids"]
     assert positions.tolist() == [[40, 41, 42, 43, 44]]
     usual = prefix.pass_options([0, 0, 0], 5, model.device)["position_ids"]
@@ -310,25 +269,25 @@ def test_a_shorter_row_is_read_without_its_padding(calls):
         torch.testing.assert_close(both[i], alone[0], atol=1e-5, rtol=0)
 
 
-# Where it is valid
+# When it is valid
 
 
-def asked(model: ChatModel, owner=(0, 0), time: int = 4, tokens: int = 8) -> bool:
+def supported(model: ChatModel, owner=(0, 0), time: int = 4, tokens: int = 8) -> bool:
     pair = torch.zeros(2, 2, tokens, 8), torch.zeros(2, 2, tokens, 8)
     with torch.no_grad():
         return supports(model, Prefix((tokens, tokens), (pair, pair)), owner, time)
 
 
 @pytest.mark.parametrize("family", [*TINY, *OTHERS])
-def test_families_that_it_is_valid_for(family):
-    assert asked(made(family))
+def test_supported_families(family):
+    assert supported(made(family))
 
 
-def test_one_owner_a_prefix_and_no_gradients():
+def test_only_with_one_owner_a_prefix_and_no_gradients():
     model = made("llama")
-    assert asked(model, owner=(1, 1))
-    assert not asked(model, owner=(0, 1))
-    assert not asked(model, tokens=0)
+    assert supported(model, owner=(1, 1))
+    assert not supported(model, owner=(0, 1))
+    assert not supported(model, tokens=0)
     prefix = Prefix.of(model, [[20] * 8])
     assert not supports(model, prefix, [0, 0], 4)  # gradients are on
 
@@ -337,50 +296,50 @@ def test_one_owner_a_prefix_and_no_gradients():
 def test_not_with_a_window_that_is_too_short(family):
     model = made(family)
     model.network.config.sliding_window = 12
-    assert asked(model, time=4)
-    assert not asked(model, time=5)
+    assert supported(model, time=4)
+    assert not supported(model, time=5)
 
 
 def test_not_for_attention_of_another_kind(monkeypatch):
-    assert not asked(tiny("llama"))  # as it is written
-    assert not asked(tiny("gemma2"))
+    assert not supported(tiny("llama"))  # as it is written
+    assert not supported(tiny("gemma2"))
     forced = tiny("gemma2")
     forced.network.config._attn_implementation = "sdpa"
     forced.network.config.sliding_window = WINDOW
-    assert not asked(forced)
+    assert not supported(forced)
     sinks = other("GptOssConfig", num_local_experts=4, num_experts_per_tok=2)
-    assert not asked(sinks)
+    assert not supported(sinks)
     for change in ({"attn_logit_softcapping": 30.0}, {"use_bidirectional_attention": True}):
         model = made("gemma3")
         for name, value in change.items():
             monkeypatch.setattr(model.network.config, name, value)
-        assert not asked(model)
+        assert not supported(model)
 
 
-def test_not_for_code_that_comes_with_a_model():
+def test_not_for_a_models_own_code():
     model = made("llama")
-    assert asked(model)
-    stranger = type("Stranger", (type(model.network),), {"__module__": "transformers_modules.x"})
-    model.network.__class__ = stranger
-    assert not asked(model)
+    assert supported(model)
+    namespace = {"__module__": "transformers_modules.x"}
+    model.network.__class__ = type("CustomLlama", (type(model.network),), namespace)
+    assert not supported(model)
 
 
-def test_on_the_cpu_where_keys_are_few_or_the_prefix_is_not_the_shorter_part(monkeypatch):
+def test_on_the_cpu_it_is_faster_with_few_keys_or_a_long_prefix(monkeypatch):
     model = made("llama")
 
-    def worth(length: int, time: int, rows: int = 2, since: int = 0) -> bool:
-        behind = [(torch.zeros(rows, 2, since, 8),) * 2] if since else ()
-        return is_faster(model, Prefix((length,), ()), [0] * rows, time, behind)
+    def faster(length: int, time: int, rows: int = 2, since: int = 0) -> bool:
+        keys_values = [(torch.zeros(rows, 2, since, 8),) * 2] if since else ()
+        return is_faster(model, Prefix((length,), ()), [0] * rows, time, keys_values)
 
-    assert worth(1, FEW_KEYS - 1) and not worth(2, FEW_KEYS - 1)  # few
-    assert worth(1, FEW_KEYS - 5, since=4) and not worth(1, FEW_KEYS - 4, since=4)
-    assert worth(FEW_KEYS, FEW_KEYS) and not worth(FEW_KEYS - 1, FEW_KEYS)
-    assert not worth(FEW_KEYS, 1, rows=1)  # nothing to share
+    assert faster(1, FEW_KEYS - 1) and not faster(2, FEW_KEYS - 1)  # few
+    assert faster(1, FEW_KEYS - 5, since=4) and not faster(1, FEW_KEYS - 4, since=4)
+    assert faster(FEW_KEYS, FEW_KEYS) and not faster(FEW_KEYS - 1, FEW_KEYS)
+    assert not faster(FEW_KEYS, 1, rows=1)  # nothing to share
     monkeypatch.setattr(type(model), "dtype", torch.bfloat16)
-    assert worth(8, 8) and not worth(7, 8)  # one softmax of all scores is for fp32
+    assert faster(8, 8) and not faster(7, 8)  # one softmax of all scores is for fp32
 
 
-def test_few_keys_are_attended_to_at_once(calls, monkeypatch):
+def test_few_keys_have_one_softmax(calls, monkeypatch):
     model = made("llama")
     slots, ids = gap_of(model, "Why"), draw(model, 1, 6, 4)
     assert 0 < slots._prefix.lengths[0] < FEW_KEYS - longest(slots.rows, 4)
@@ -396,7 +355,7 @@ def test_few_keys_are_attended_to_at_once(calls, monkeypatch):
     assert len(calls) == before
 
 
-# What it leaves behind
+# The state afterwards
 
 
 def test_the_network_is_as_before_a_pass_and_an_exception(calls):
@@ -418,31 +377,32 @@ def test_the_network_is_as_before_a_pass_and_an_exception(calls):
     assert torch.equal(slots.loss(ids), whole)
 
 
-def test_passes_with_and_without_it_side_by_side(calls):
-    """One row's prefix is long enough, the other's is not; both are scored at a time."""
+def test_passes_with_and_without_it_in_parallel(calls):
+    """One row's prefix is long enough, the other's is not; both are scored at the same time."""
     model = made("llama")
     model.chunks.enough = 1
     slots = model.slots([user(f"{text}{GAP}") for text in (LONG, "Why")], [TARGET] * 2)
     parent = draw(model, 2, 6)
     ids = parent[:, None].repeat(1, 24, 1)
     ids[:, torch.arange(24), torch.arange(24) % 6] = draw(model, 2, 24)
-    found = []
+    results = []
     for threads in (1, 4):
         torch.set_num_threads(threads)
         try:
             for _ in range(threads):
-                found += [slots.loss(ids, parent), slots.loss(ids, parent, prune=True).amin(1)]
+                results.append(slots.loss(ids, parent))
+                results.append(slots.loss(ids, parent, prune=True).amin(1))
                 assert model.network.config._attn_implementation == "sdpa"
         finally:
             torch.set_num_threads(1)
     assert calls
-    for losses, least in zip(found[::2], found[1::2], strict=True):
-        torch.testing.assert_close(losses, found[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(least, found[0].amin(1), atol=1e-5, rtol=0)
+    for losses, lowest in zip(results[::2], results[1::2], strict=True):
+        torch.testing.assert_close(losses, results[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(lowest, results[0].amin(1), atol=1e-5, rtol=0)
 
 
-def test_no_other_attention_takes_a_prefix_apart_from_its_row(monkeypatch):
-    """A network that does not heed the switch fails; it never reads the new tokens alone."""
+def test_no_other_attention_accepts_a_shared_prefix(monkeypatch):
+    """A network that ignores the switch fails; it never reads the new tokens alone."""
     model = made("llama")
     prefix = Prefix.of(model, [[20] * 40])
     embeds = model.embed(torch.full((2, 4), 21))

@@ -1,11 +1,11 @@
 """Slots against a slow plain loop: one full forward pass per candidate, no cache, all logits."""
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
-import transformers
+from gap_helpers import Roll, architecture, draw
 from torch.nn.functional import cross_entropy
 
 from robench.errors import Failure, InputError
@@ -13,7 +13,6 @@ from robench.model import pruning
 from robench.model.candidates import split_sorted
 from robench.model.chat_model import ChatModel
 from robench.model.hooks import blocks
-from robench.model.threads import map_in_threads
 from robench.testing import FAMILIES, tiny
 from robench.types import GAP, LAST, PROMPT, REPLY, Prompt, user
 
@@ -27,15 +26,10 @@ def make(family: str = "llama", rows: int = 3, kernel: str = "eager"):
     return model, model.slots([user(f"{t}{GAP}") for t in TEXTS[:rows]], TARGETS[:rows])
 
 
-def draw(model: ChatModel, *shape: int) -> torch.Tensor:
-    pool = model.allowed.nonzero().squeeze(1)
-    return pool[torch.randint(len(pool), shape, generator=torch.Generator().manual_seed(1))]
-
-
 def plain(model: ChatModel, slots, i: int, gap: torch.Tensor) -> torch.Tensor:
     """The loss of one row from its whole embedding sequence, every target token as input too."""
     row = slots.rows[i]
-    ids = lambda some: torch.tensor(some, dtype=torch.long)  # noqa: E731
+    ids = partial(torch.tensor, dtype=torch.long)
     gap = gap if gap.is_floating_point() else model.embed(gap)
     parts = [model.embed(ids(row.seams.before_ids)), gap, model.embed(ids(row.seams.after_ids))]
     embeds = torch.cat([*parts, model.embed(ids(row.target))])
@@ -43,8 +37,8 @@ def plain(model: ChatModel, slots, i: int, gap: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits[-len(row.target) - 1 : -1], ids(row.target))
 
 
-# Attention as it is written and as the fused kernel has it, which real models get by default;
-# transformers lets Gemma-2 with its soft caps have the former only.
+# Attention as written and by the fused kernel, which real models use by default; Gemma-2 with its
+# soft caps has only the former in transformers.
 KERNELS = [(f, k) for f in FAMILIES for k in ("eager", "sdpa") if (f, k) != ("gemma2", "sdpa")]
 
 
@@ -64,9 +58,9 @@ def test_gradient_equals_the_plain_loop(family, kernel):
     soft = model.embed(draw(model, 3, 4)).detach().requires_grad_()
     slots.loss_of_embeddings(soft).sum().backward()
     for i in range(3):
-        own = soft[i].detach().requires_grad_()
-        plain(model, slots, i, own).backward()
-        torch.testing.assert_close(soft.grad[i], own.grad, atol=1e-5, rtol=1e-4)
+        row = soft[i].detach().requires_grad_()
+        plain(model, slots, i, row).backward()
+        torch.testing.assert_close(soft.grad[i], row.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_chunk_size_changes_nothing():
@@ -78,7 +72,7 @@ def test_chunk_size_changes_nothing():
 
 
 def swapped(model: ChatModel, parent: torch.Tensor, w: int, seed: int = 2) -> torch.Tensor:
-    """Candidates (n, w, k): one swap each at every position in turn; the last is the parent."""
+    """Candidates (n, w, k) with a swap each, at every position in turn; the last is the parent."""
     n, k = parent.shape
     ids = parent[:, None].repeat(1, w, 1)
     pool = model.allowed.nonzero().squeeze(1)
@@ -99,22 +93,22 @@ def test_sharing_up_to_the_change_changes_nothing(family, kernel, enough):
     model.chunks.enough = enough
     before = model.usage.forward_tokens
     torch.testing.assert_close(slots.loss(ids, parent), whole, atol=1e-5, rtol=0)
-    spent = model.usage.forward_tokens - before
-    behind = [len(row.seams.after_ids) + len(row.target) - 1 for row in slots.rows]
-    if enough == 1:  # each reads from its change on, and each parent is read once but its last
+    tokens = model.usage.forward_tokens - before
+    after_gap = [len(row.seams.after_ids) + len(row.target) - 1 for row in slots.rows]
+    if enough == 1:  # each reads from its change on; parents are read once but for the last token
         changes = [*(j % 6 for j in range(13)), 5]
-        assert spent == 3 * 5 + sum(6 - at + b for at in changes for b in behind)
+        assert tokens == 3 * 5 + sum(6 - at + after for at in changes for after in after_gap)
 
 
 @pytest.fixture
 def eager(monkeypatch) -> None:
-    """Pruning goes on however little it spares, a few candidates at a time."""
+    """Pruning continues however little it saves, a few candidates at a time."""
     monkeypatch.setattr(pruning, "MIN_PRUNED", 0)
     monkeypatch.setattr(pruning, "GROUP", 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sharing_sees_what_a_defense_edits(family, eager):
+def test_sharing_under_the_edits_of_a_defense(family, eager):
     model = tiny(family)
     model.chunks.enough = 1
     for roles in ((PROMPT,), (LAST,), (REPLY,), (PROMPT, LAST, REPLY)):
@@ -130,25 +124,25 @@ def test_sharing_sees_what_a_defense_edits(family, eager):
 
 
 @pytest.mark.parametrize("prune", [False, True])
-def test_rows_side_by_side_are_rows_one_after_the_other(prune, eager):
+def test_rows_in_parallel_equal_rows_in_sequence(prune, eager):
     model, slots = make()
     parent = draw(model, 3, 6)
     ids = swapped(model, parent, 60)
-    found, spent = [], []
+    losses, tokens = [], []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
             before = model.usage.forward_tokens
-            found.append(slots.loss(ids, parent, prune))
-            spent.append(model.usage.forward_tokens - before)
+            losses.append(slots.loss(ids, parent, prune))
+            tokens.append(model.usage.forward_tokens - before)
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(1)
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
-    assert spent[0] == spent[1]
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=0)
+    assert tokens[0] == tokens[1]
 
 
-def test_only_passes_without_hooks_run_map_in_threads():
+def test_only_passes_without_hooks_run_in_parallel():
     model = tiny()
     torch.set_num_threads(2)
     try:
@@ -156,7 +150,7 @@ def test_only_passes_without_hooks_run_map_in_threads():
         assert model.edited([Roll(1, (PROMPT,))]).workers == 1
         block = blocks(model.network)[0]
         for register in (block.mlp.register_forward_hook, block.register_forward_pre_hook):
-            handle = register(lambda *args: None)  # a stranger's defense may do so
+            handle = register(lambda *args: None)  # as a third-party defense may
             assert model.workers == 1
             handle.remove()
         assert model.workers == 2
@@ -164,32 +158,8 @@ def test_only_passes_without_hooks_run_map_in_threads():
         torch.set_num_threads(1)
 
 
-def test_what_fails_side_by_side_fails():
-    def work(i: int) -> int:
-        if i == 3:
-            raise ZeroDivisionError
-        return i * i
-
-    assert map_in_threads(work, range(3), 2) == [0, 1, 4]
-    with pytest.raises(ZeroDivisionError):
-        map_in_threads(work, range(5), 2)
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [torch.no_grad, torch.enable_grad, torch.inference_mode, partial(torch.autocast, "cpu")],
-)
-def test_threads_are_in_the_modes_of_their_caller(mode):
-    def modes(_: int = 0) -> list[bool]:
-        cast = torch.is_autocast_enabled("cpu")
-        return [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast]
-
-    with mode():
-        assert map_in_threads(modes, range(2), 2) == [modes(), modes()]
-
-
 @pytest.mark.parametrize("prune", [False, True])
-def test_rows_side_by_side_in_inference_mode(prune, eager):
+def test_rows_in_parallel_in_inference_mode(prune, eager):
     model, slots = make()
     parent = draw(model, 3, 6)
     ids = swapped(model, parent, 60)
@@ -202,28 +172,38 @@ def test_rows_side_by_side_in_inference_mode(prune, eager):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("worth", [0, pruning.MIN_PRUNED])
-@pytest.mark.parametrize("enough", [1, 60, 10_000])
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_pruning_keeps_the_best(family, enough, worth, eager, monkeypatch):
-    """Of 60 random instances; a short target's first term says much, a long one's little."""
-    monkeypatch.setattr(pruning, "MIN_PRUNED", worth)
-    spared, places = 0, 0
+@cache
+def searches(family: str):
+    """Of 5 models the slots, and for 4 steps the candidates, their parents and their losses."""
+    instances = []
     for seed in range(5):
         model = tiny(family, seed)
-        model.chunks.enough = enough
         slots = model.slots([user(f"{t}{GAP}") for t in TEXTS], ["Sure", "Sure,", TARGETS[0]])
         parent = draw(model, 3, 4)
         for again in range(4):
             ids = swapped(model, parent, 48, seed=again)
-            whole, pruned = slots.loss(ids, parent), slots.loss(ids, parent, prune=True)
-            best = ids[torch.arange(3), whole.argmin(1)]  # some are drawn twice
-            assert torch.equal(best, ids[torch.arange(3), pruned.argmin(1)])
-            kept = pruned.isfinite()
-            torch.testing.assert_close(pruned[kept], whole[kept], atol=1e-5, rtol=0)
-            spared, places = spared + int((~kept).sum()), places + kept.numel()
-            parent = best
-    assert spared > places / 10
+            losses = slots.loss(ids, parent)
+            instances.append((slots, ids, parent, losses))
+            parent = ids[torch.arange(3), losses.argmin(1)]
+    return instances
+
+
+@pytest.mark.parametrize("min_pruned", [0, pruning.MIN_PRUNED])
+@pytest.mark.parametrize("enough", [1, 60, 10_000])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_pruning_keeps_the_best(family, enough, min_pruned, eager, monkeypatch):
+    """Of 60 random instances; a short target's first token says much, a long one's little."""
+    monkeypatch.setattr(pruning, "MIN_PRUNED", min_pruned)
+    n_pruned, n = 0, 0
+    for slots, ids, parent, losses in searches(family):
+        monkeypatch.setattr(slots.model.chunks, "enough", enough)
+        pruned = slots.loss(ids, parent, prune=True)
+        best = ids[torch.arange(3), losses.argmin(1)]  # some are drawn twice
+        assert torch.equal(best, ids[torch.arange(3), pruned.argmin(1)])
+        scored = pruned.isfinite()
+        torch.testing.assert_close(pruned[scored], losses[scored], atol=1e-5, rtol=0)
+        n_pruned, n = n_pruned + int((~scored).sum()), n + scored.numel()
+    assert n_pruned > n / 10
 
 
 def test_a_nan_is_never_pruned(eager, monkeypatch):
@@ -239,12 +219,12 @@ def test_a_nan_is_never_pruned(eager, monkeypatch):
     assert slots.loss(ids, parent, prune=True)[whole.isnan()].isnan().all()
 
 
-def test_runs_end_where_the_key_changes():
+def test_sorted_keys_are_split_where_they_change():
     assert split_sorted([0, 0, 0, 1, 1, 2], 1) == [slice(0, 3), slice(3, 5), slice(5, 6)]
     assert split_sorted([0, 0, 0, 1, 1, 2], 2) == [
         slice(0, 3),
         slice(3, 6),
-    ]  # the rest joins the last
+    ]  # the rest is joined to the last
     assert split_sorted([0, 1, 2, 3], 2) == [slice(0, 2), slice(2, 4)]
     assert split_sorted([7, 7], 5) == [slice(0, 2)]
     assert split_sorted([], 1) == []
@@ -328,23 +308,8 @@ def test_spelling_the_start():
         slots.spell("<|end|>")
 
 
-@dataclass(frozen=True)
-class Roll:
-    """Rolls the states at the positions of some roles: a defense by edits, or an attack.
-
-    No mere scaling, which the norms of later blocks would undo.
-    """
-
-    layer: int
-    roles: tuple[int, ...]
-
-    def __call__(self, h, role):
-        chosen = sum(role == r for r in self.roles).bool()
-        return torch.where(chosen[..., None], h.roll(1, -1), h)
-
-
 def plain_edited(model, slots, i: int, gap: torch.Tensor, edit: Roll) -> torch.Tensor:
-    """The loss of one row, its edit made by hand on the whole row's states."""
+    """The loss of one row, with the edit applied to the states of the whole row."""
     row = slots.rows[i]
     last = len(row.seams.before_ids) + len(gap) + len(row.seams.after_ids) - 1
     role = torch.full((1, last + 1 + len(row.target)), REPLY)
@@ -357,12 +322,6 @@ def plain_edited(model, slots, i: int, gap: torch.Tensor, edit: Roll) -> torch.T
         handle.remove()
 
 
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-}
 OTHERS = {
     "BloomConfig": {},  # distances by ALiBi
     "FalconConfig": {"multi_query": True, "new_decoder_architecture": False},
@@ -382,24 +341,9 @@ OTHERS = {
 }
 
 
-def stranger(config: str, **own) -> ChatModel:
-    chat = tiny().chat
-    settings = getattr(transformers, config)(
-        **SHAPE,
-        **own,
-        vocab_size=len(chat.tokenizer) + 8,
-        bos_token_id=chat.tokenizer.bos_token_id,
-        eos_token_id=chat.tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = transformers.AutoModelForCausalLM.from_config(settings)
-    return ChatModel.of(network, chat, max_new_tokens=8)
-
-
 @pytest.mark.parametrize("config", OTHERS)
 def test_other_architectures_are_exact_too(config):
-    model = stranger(config, **OTHERS[config])
+    model = architecture(config, **OTHERS[config])
     slots = model.slots([user(f"{t}{GAP}") for t in TEXTS], TARGETS)
     ids = draw(model, 3, 2, 4)
     losses = slots.loss(ids)
@@ -413,7 +357,7 @@ def test_other_architectures_are_exact_too(config):
 
 @pytest.mark.parametrize("config", OTHERS)
 def test_sharing_is_exact_on_other_architectures(config):
-    model = stranger(config, **OTHERS[config])
+    model = architecture(config, **OTHERS[config])
     slots = model.slots([user(f"{t}{GAP}") for t in TEXTS], TARGETS)
     parent = draw(model, 3, 4)
     ids = swapped(model, parent, 9)
@@ -423,7 +367,7 @@ def test_sharing_is_exact_on_other_architectures(config):
 
 @pytest.mark.parametrize("config", OTHERS)
 def test_the_head_is_exact_on_other_architectures(config):
-    model = stranger(config, **OTHERS[config])
+    model = architecture(config, **OTHERS[config])
     ids = draw(model, 2, 7)
     with torch.no_grad():
         states, logits = model.forward(ids, torch.ones_like(ids), [model.depth], logits=True)
@@ -432,13 +376,13 @@ def test_the_head_is_exact_on_other_architectures(config):
 
 def test_a_model_without_keys_and_values_is_refused():
     with pytest.raises(InputError, match="MambaForCausalLM has blocks with a recurrent state"):
-        stranger("MambaConfig")
+        architecture("MambaConfig")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("roles", [(PROMPT,), (LAST,), (REPLY,), (PROMPT, LAST, REPLY)])
 def test_edits_of_the_model_act_on_losses_and_gradients(family, roles):
-    """What a defense edits, attacks on the gap see: prefix, gap, last token and target."""
+    """A defense's edits act on all parts of a row: prefix, gap, last token and target."""
     model = tiny(family)
     edit = Roll(1, roles)
     defended = model.edited([edit])
@@ -456,19 +400,19 @@ def test_edits_of_the_model_act_on_losses_and_gradients(family, roles):
         for j in range(2):
             expected = plain_edited(model, slots, i, ids[i, j], edit).item()
             assert losses[i, j].item() == pytest.approx(expected, abs=1e-5)
-        own = soft[i].detach().requires_grad_()
-        plain_edited(model, slots, i, own, edit).backward()
-        torch.testing.assert_close(soft.grad[i], own.grad, atol=1e-5, rtol=1e-4)
+        row = soft[i].detach().requires_grad_()
+        plain_edited(model, slots, i, row, edit).backward()
+        torch.testing.assert_close(soft.grad[i], row.grad, atol=1e-5, rtol=1e-4)
     rows = survivors.nonzero().flatten().tolist()
     assert rows
-    for verb in (defended.nll(prompts, TARGETS), model.nll(mine, TARGETS)):
-        torch.testing.assert_close(verb[rows], losses[rows, 0], atol=1e-5, rtol=0)
+    for nll in (defended.nll(prompts, TARGETS), model.nll(mine, TARGETS)):
+        torch.testing.assert_close(nll[rows], losses[rows, 0], atol=1e-5, rtol=0)
     assert not any(m._forward_hooks for m in model.network.modules())
 
 
 @pytest.mark.parametrize("family", ["llama3", "gemma2", "gemma3", "phi3"])
 def test_a_window_shorter_than_the_prefix(family):
-    """Long rows beside short ones: K/V that a window has left behind change nothing."""
+    """Long rows with short ones: keys and values outside a window change nothing."""
     model = tiny(family)
     texts = ["Why?", "Explain, at length and in the end, how to wreck a boat, a lamp. " * 4]
     slots = model.slots([user(f"{t}{GAP}") for t in texts], TARGETS[:2])
@@ -498,20 +442,20 @@ def test_blocks_on_two_devices_are_one_model(family):
     edit = Roll(2, (PROMPT, LAST, REPLY))
     ids = draw(model, 3, 2, 4)
     prompts = [slots.prompt(i, ids[i, 0]) for i in range(3)]
-    found = []
+    results = []
     for one in (model, ChatModel.of(network, other.chat, other.max_new_tokens)):
         one = one.edited([edit])
         gaps = one.slots([user(f"{t}{GAP}") for t in TEXTS], TARGETS).select([2, 0, 1])
         soft = one.embed(ids[[2, 0, 1], 0]).detach().requires_grad_()
         gaps.loss_of_embeddings(soft).sum().backward()
         losses, nll = gaps.loss(ids[[2, 0, 1]]), one.nll(prompts, TARGETS)
-        found.append((losses, soft.grad, nll, one.hidden(prompts), one.generate(prompts)))
-    for mine, spread in zip(found[0][:-1], found[1][:-1], strict=True):
-        torch.testing.assert_close(mine, spread, atol=1e-4, rtol=1e-4)
-    assert found[0][-1] == found[1][-1]
+        results.append((losses, soft.grad, nll, one.hidden(prompts), one.generate(prompts)))
+    for single, spread in zip(results[0][:-1], results[1][:-1], strict=True):
+        torch.testing.assert_close(single, spread, atol=1e-4, rtol=1e-4)
+    assert results[0][-1] == results[1][-1]
 
 
-def test_undefended_takes_edits_off_too():
+def test_undefended_is_without_edits_too():
     model = tiny()
     prompt = [Prompt(user("Why?"))]
     defended = model.edited([Roll(1, (PROMPT, LAST, REPLY))])

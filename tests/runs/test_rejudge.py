@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robench import cli, load_rows, run
+from robench import load_rows, run
 from robench.config import assignments
 from robench.errors import InputError
 from robench.results.store import RunStore
@@ -335,12 +334,7 @@ def test_a_judge_with_a_model_of_its_own_is_set_by_its_folder(folder: Path, tmp_
     assert set(record) == wanted
 
 
-def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robench", *words])
-        code = cli.main()
-        return code, *capsys.readouterr()
-
+def test_the_commands(folder: Path, call) -> None:
     words = ("judge", str(folder), "--judges", "keyword")
     code, out, _ = call(*words, "--set", "keyword.phrases=autodan", "--judge-device", "cpu")
     assert code == 0 and "## Agreement of the judges" in out

@@ -1,4 +1,4 @@
-"""Adapters: a killed training ends with the same bytes, the record says what was done."""
+"""Adapters: an interrupted training ends with the same bytes, the record has what was done."""
 
 from dataclasses import replace
 
@@ -33,20 +33,20 @@ def train(name, folder, model=None, **settings):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatch, killed):
-    """With dropout on: every generator has to come back, too."""
+def test_an_interrupted_training_ends_with_the_same_adapter(name, tmp_path, monkeypatch, killed):
+    """With dropout: every generator has to be restored, too."""
     monkeypatch.setattr(loop, "EVERY", 2)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     expected = train(name, tmp_path / "whole")
-    with killed(2):  # behind step 4
+    with killed(2):  # after step 4
         train(name, tmp_path / "killed")
     assert not (tmp_path / "killed" / "cache").exists()
     model = tiny()
     steps = []
-    backward = type(goal_of(name, model)).backward
+    backward = type(objective_of(name, model)).backward
     monkeypatch.setattr(
-        type(goal_of(name, model)),
+        type(objective_of(name, model)),
         "backward",
         lambda self, step: steps.append(step) or backward(self, step),
     )
@@ -57,7 +57,7 @@ def test_a_killed_training_ends_with_the_same_adapter(name, tmp_path, monkeypatc
     assert [file.name for file in (tmp_path / "killed").iterdir()] == ["cache"]
 
 
-def goal_of(name, model):
+def objective_of(name, model):
     source = __import__(load_class("defense", name).__module__, fromlist=["x"])
     settings, ctx = defense(name), tiny_context()
     if name == "circuit_breaker":
@@ -69,7 +69,7 @@ def goal_of(name, model):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_checkpointing_changes_nothing_but_memory(name, tmp_path):
+def test_checkpointing_changes_only_memory(name, tmp_path):
     states = []
     for on in (False, True):
         folder = tmp_path / str(on)
@@ -79,7 +79,7 @@ def test_checkpointing_changes_nothing_but_memory(name, tmp_path):
     torch.testing.assert_close(*states, atol=1e-5, rtol=0)
 
 
-def test_the_record_and_the_card_say_what_was_done(tmp_path):
+def test_the_record_and_the_card_have_what_was_done(tmp_path):
     train("circuit_breaker", tmp_path)
     record = yaml.safe_load((tmp_path / "cache" / RECORD).read_text())
     assert record["defense"] == "CircuitBreaker" and record["seed"] == 0
@@ -91,29 +91,29 @@ def test_the_record_and_the_card_say_what_was_done(tmp_path):
     assert "| rerouting |" in card
 
 
-def test_nothing_but_the_adapter_gets_a_gradient(tmp_path):
+def test_only_the_adapter_gets_a_gradient(tmp_path):
     model = tiny()
     train("repbend", tmp_path, model)
     assert all(p.grad is None and not p.requires_grad for p in model.network.parameters())
 
 
-def test_folded_and_worn_adapters_are_one_model(tmp_path, monkeypatch):
-    """On, off for a while, and away: states as peft's, the base's to the bit."""
-    model, worn = tiny(), defense("circuit_breaker")
+def test_folded_and_peft_adapters_are_the_same_model(tmp_path, monkeypatch):
+    """On, off for a while, and removed: the states are peft's, the base's bit for bit."""
+    model, method = tiny(), defense("circuit_breaker")
     plain, parameters = model.hidden(PROMPT), list(model.network.parameters())
     states = {}
     for folded in (True, False):
         with monkeypatch.context() as patched:
             if not folded:
                 patched.setattr(adapters, "fold_adapter", lambda adapter: None)
-            with worn.applied(model, tiny_context(), tmp_path / "cache") as target:
+            with method.applied(model, tiny_context(), tmp_path / "cache") as target:
                 assert isinstance(target.adapter, FoldedAdapter) is folded
                 states[folded] = target.hidden(PROMPT)
                 assert torch.equal(target.undefended().hidden(PROMPT), plain)
                 assert torch.equal(target.hidden(PROMPT), states[folded])
         assert torch.equal(model.hidden(PROMPT), plain)
-        kept = zip(model.network.parameters(), parameters, strict=True)
-        assert all(a is b for a, b in kept)
+        pairs = zip(model.network.parameters(), parameters, strict=True)
+        assert all(a is b for a, b in pairs)
     torch.testing.assert_close(states[True], states[False], atol=1e-5, rtol=1e-5)
     assert (states[True] - plain).abs().max() > 1e-3
 
@@ -121,15 +121,10 @@ def test_folded_and_worn_adapters_are_one_model(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:`lora_bias=True`")
 @pytest.mark.parametrize("special", [{"use_dora": True}, {"lora_bias": True},
                                      {"modules_to_save": ["lm_head"]},
-                                     {"target_modules": ["embed_tokens"]}])  # fmt: skip
-def test_what_is_more_than_low_rank_products_is_not_folded(special):
-    from peft import LoraConfig, get_peft_model
-
-    model = tiny()
-    with adapters._without_deprecations():
-        adapter = get_peft_model(
-            model.network, LoraConfig(**{"target_modules": ["q_proj"], **special})
-        )
+                                     {"targets": ["embed_tokens"]}])  # fmt: skip
+def test_what_is_more_than_low_rank_products_is_not_folded(special, with_lora):
+    settings = {"targets": ["q_proj"], **special}
+    adapter = with_lora(tiny(), **settings).adapter
     before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
     assert fold_adapter(adapter) is None
     after = adapter.state_dict()
@@ -137,26 +132,22 @@ def test_what_is_more_than_low_rank_products_is_not_folded(special):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_large_weights_are_not_folded(monkeypatch):
-    from peft import LoraConfig, get_peft_model
-
-    adapter = get_peft_model(tiny().network, LoraConfig(target_modules=["q_proj"]))
+def test_large_weights_are_not_folded(monkeypatch, with_lora):
+    adapter = with_lora(tiny()).adapter
     monkeypatch.setattr(folding, "BUDGET", 100)
     assert fold_adapter(adapter) is None
     monkeypatch.undo()
     assert fold_adapter(adapter) is not None
 
 
-def test_sixteen_bit_weights_are_not_folded():
-    from peft import LoraConfig, get_peft_model
-
+def test_sixteen_bit_weights_are_not_folded(with_lora):
     model = tiny()
-    adapter = get_peft_model(model.network.bfloat16(), LoraConfig(target_modules=["q_proj"]))
-    assert fold_adapter(adapter) is None
+    model.network.bfloat16()
+    assert fold_adapter(with_lora(model).adapter) is None
 
 
-def test_the_undefended_view_leaves_no_gradients_to_the_adapter(tmp_path, monkeypatch):
-    """peft's own switch would: an attack would then keep the graph of every LoRA weight."""
+def test_the_undefended_view_enables_no_gradients_of_the_adapter(tmp_path, monkeypatch):
+    """peft's own switch would enable them: attacks would then keep the graph of LoRA weights."""
     monkeypatch.setattr(adapters, "fold_adapter", lambda adapter: None)
     with defense("circuit_breaker").applied(tiny(), tiny_context(), tmp_path / "cache") as target:
         target.undefended().hidden(PROMPT)
@@ -172,7 +163,7 @@ def test_another_base_model_does_not_continue_a_training(tmp_path, monkeypatch, 
     assert interrupted == train("benign_lora", tmp_path / "whole", tiny(seed=1))
 
 
-def test_checkpointing_computes_blocks_again(tmp_path):
+def test_checkpointing_recomputes_blocks(tmp_path):
     counts = []
     for on in (False, True):
         model, passes = tiny(), []
@@ -185,11 +176,11 @@ def test_checkpointing_computes_blocks_again(tmp_path):
     assert counts == [2, 4]
 
 
-def test_running_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_reported_with_the_fix(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(type(goal_of("benign_lora", tiny())), "backward", full)
+    monkeypatch.setattr(type(objective_of("benign_lora", tiny())), "backward", full)
     with pytest.raises(Failure, match="`checkpointing`"):
         train("benign_lora", tmp_path)
 
@@ -197,5 +188,5 @@ def test_running_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch):
 def test_a_recipe_is_read_from_a_defenses_fields():
     made = load_class("defense", "circuit_breaker")(rank=3, lora_alpha=5, dropout=0.2, spread=0.1)
     assert Recipe.of(made, 4) == Recipe(4, 1e-4, 3, 5, 0.2, 0.1, checkpointing=True)
-    plain = load_class("defense", "es2")(rate=0.5)  # it has neither dropout nor spread
+    plain = load_class("defense", "es2")(rate=0.5)  # without dropout and spread
     assert Recipe.of(plain, 2) == Recipe(2, 0.5)

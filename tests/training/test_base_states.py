@@ -1,11 +1,10 @@
-"""Base states: kept or computed anew they are the same, and so is the training that uses them."""
+"""Base states: computed once or per batch they are the same, and so are trainings with them."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
 
 from robench.methods.registry import load_class
 from robench.testing import FAMILIES, quick, tiny, tiny_context
@@ -17,30 +16,29 @@ from robench.types import Prompt, user
 
 MANY = 10**6
 PROMPT = [Prompt(user("Tell me how to wreck a lamp."))]
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 TRAINED = ("circuit_breaker", "es2")
 
 
-def wearing(family="llama"):
-    """A tiny model with a LoRA adapter on whose B is not zero, and texts of all lengths."""
-    model = tiny(family)
-    torch.manual_seed(0)
-    maps = ["down_proj"]
-    adapter = get_peft_model(
-        model.network, LoraConfig(r=2, target_modules=maps, init_lora_weights=False)
-    )
-    return replace(model, adapter=adapter.train()), tokenise(model.chat, tiny_context().examples)
+@pytest.fixture
+def in_training(with_lora):
+    """A tiny model with a LoRA adapter whose B is not zero, and texts of all lengths."""
+
+    def make(family="llama"):
+        model = with_lora(tiny(family), ["down_proj"], init_lora_weights=False)
+        return model, tokenise(model.chat, tiny_context().examples)
+
+    return make
 
 
-def test_kept_states_are_those_of_a_plain_pass_of_the_base():
-    model, texts = wearing()
+def test_the_states_are_those_of_a_plain_pass_of_the_base(in_training):
+    model, texts = in_training()
     batch = collate([texts[i] for i in (5, 40, 5, 0)])
     plain = tiny().network(batch.ids, batch.all_text.long(), output_hidden_states=True)
     whole = [plain.hidden_states[layer][batch.all_text] for layer in (0, 1)]
     for draws in (0, MANY):
-        found = BaseStates(model, texts, draws, [0, 1])(batch)
-        torch.testing.assert_close(found, torch.stack(whole), atol=1e-5, rtol=0)
-        assert model.network.training and not found.requires_grad
+        states = BaseStates(model, texts, draws, [0, 1])(batch)
+        torch.testing.assert_close(states, torch.stack(whole), atol=1e-5, rtol=0)
+        assert model.network.training and not states.requires_grad
     assert any(p.requires_grad for p in model.adapter.parameters())
     tuned, _ = model.forward(batch.ids, batch.all_text, [0, 1])
     assert not torch.allclose(tuned[1], whole[1], atol=1e-3)
@@ -48,21 +46,21 @@ def test_kept_states_are_those_of_a_plain_pass_of_the_base():
 
 @pytest.mark.parametrize("draws", [0, MANY])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_made_of_the_last_layers_states(family, draws):
-    """Whatever stands behind the last block in a family: norms, soft caps."""
-    model, texts = wearing(family)
+def test_logits_are_computed_from_the_last_layers_states(family, draws, in_training):
+    """Whatever a family computes after the last block: norms, soft caps."""
+    model, texts = in_training(family)
     base = BaseStates(model, texts[:8], draws, [model.depth])
     batch = collate(texts[2:5])
     plain = tiny(family).network(batch.ids, batch.all_text.long()).logits[batch.all_text]
     torch.testing.assert_close(base.logits(batch), plain, atol=1e-5, rtol=0)
 
 
-def test_a_texts_states_do_not_depend_on_its_batch():
-    model, texts = wearing()
-    kept = BaseStates(model, texts, MANY, [1, 2])
-    alone = kept(collate(texts[3:4]))
-    before, own = len(_ids(texts[:3])), len(_ids(texts[3:4]))
-    assert torch.equal(kept(collate(texts))[:, before : before + own], alone)
+def test_a_texts_states_do_not_depend_on_its_batch(in_training):
+    model, texts = in_training()
+    base = BaseStates(model, texts, MANY, [1, 2])
+    alone = base(collate(texts[3:4]))
+    start, end = len(_ids(texts[:3])), len(_ids(texts[:4]))
+    assert torch.equal(base(collate(texts))[:, start:end], alone)
     assert torch.equal(BaseStates(model, texts, MANY, [1, 2])(collate(texts[3:4])), alone)
 
 
@@ -70,8 +68,8 @@ def _ids(texts):
     return [token for text in texts for token in (*text.prompt, *text.reply)]
 
 
-def test_they_are_kept_within_the_budget_where_it_pays(monkeypatch):
-    model, texts = wearing()
+def test_they_are_computed_once_if_it_pays_within_the_budget(monkeypatch, in_training):
+    model, texts = in_training()
     need = len(_ids(texts)) * 2 * model.width * 4  # tokens, layers, fp32
     batch = collate(texts[:4])
 
@@ -84,8 +82,8 @@ def test_they_are_kept_within_the_budget_where_it_pays(monkeypatch):
         base(batch)
         return before - start, model.usage.forward_tokens - before
 
-    kept, nothing = passes(len(texts) + 1, need)
-    assert kept >= len(_ids(texts)) and nothing == 0
+    before, in_step = passes(len(texts) + 1, need)
+    assert before >= len(_ids(texts)) and in_step == 0
     assert passes(len(texts), need) == (0, batch.ids.numel())
     assert passes(len(texts) + 1, need - 1) == (0, batch.ids.numel())
 
@@ -104,7 +102,7 @@ def train(defense, folder):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_training_is_the_same_with_and_without(name, tmp_path, monkeypatch, killed):
-    """And a killed one, too, byte for byte: dropout is on where a defense has it."""
+    """And an interrupted one, too, byte for byte, with dropout if a defense has it."""
     monkeypatch.setattr(loop, "EVERY", 3)
     states, record, expected = train(settings(name), tmp_path / "kept")
     with killed():

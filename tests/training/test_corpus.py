@@ -1,11 +1,18 @@
-"""Training text -> batches: masks point at what they name, whatever the padding."""
+"""Training text -> batches: the masks are right, whatever the padding."""
 
 import pytest
 import torch
 
 from robench.errors import Failure
 from robench.testing import tiny
-from robench.training.corpus import collate, draw_texts, split_examples, tokenise
+from robench.training.corpus import (
+    collate,
+    draw_safe_texts,
+    draw_texts,
+    split_examples,
+    tokenise,
+    tokenise_split,
+)
 from robench.types import Behavior, Example
 
 MODEL = tiny()
@@ -51,14 +58,14 @@ def test_long_replies_are_cut_and_long_prompts_left_out():
     assert cut.prompt == texts[1].prompt and cut.reply == texts[1].reply[:shorter]
 
 
-def test_sides():
+def test_examples_by_kind():
     calm = Example(Behavior("c", "Bake a cake.", harmful=False), "Sure.", "answer")
     assert split_examples([*EXAMPLES, calm]) == ([EXAMPLES[0]], [EXAMPLES[1]], [calm])
     with pytest.raises(Failure, match="no answers to harmless"):
         split_examples(EXAMPLES)
 
 
-def test_draw():
+def test_texts_are_drawn_with_replacement():
     rng = torch.Generator().manual_seed(0)
     texts = tokenise(MODEL.chat, EXAMPLES)
     assert len(draw_texts(texts, 9, rng)) == 9 and draw_texts([], 0, rng) == []
@@ -66,6 +73,17 @@ def test_draw():
         draw_texts([], 9, rng)
 
 
-def test_prompts_that_are_all_too_long_are_told():
+def test_prompts_that_are_all_too_long_are_reported():
     with pytest.raises(Failure, match=r"no prompt .* at most 3 tokens"):
         tokenise(MODEL.chat, EXAMPLES, limit=3)
+
+
+def test_safe_texts_are_refusals_then_harmless_answers():
+    calm = Example(Behavior("c", "Bake a cake.", harmful=False), "Sure.", "answer")
+    texts = tokenise_split(MODEL.chat, [*EXAMPLES, calm])
+    drawn = draw_safe_texts(texts, 5, 0.5, torch.Generator().manual_seed(0))
+    assert drawn == texts.refused * 2 + texts.harmless * 3
+    with pytest.raises(Failure, match="no refusals"):
+        draw_safe_texts(texts._replace(refused=[]), 5, 0.5, torch.Generator())
+    without = draw_safe_texts(texts._replace(refused=[]), 2, 0.0, torch.Generator())
+    assert without == texts.harmless * 2

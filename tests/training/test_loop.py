@@ -1,4 +1,4 @@
-"""The loop: a plain AdamW loop's weights, interrupted or not; NaN ends it."""
+"""The loop: the weights of a plain AdamW loop, interrupted or not; NaN ends it."""
 
 import math
 
@@ -45,24 +45,24 @@ class Regression:
 def train(checkpoint, purpose="", **settings):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(1))
-    goal = Regression(weight, **settings)
-    curves, _ = train_loop(goal, {"weight": weight}, 0.1, checkpoint, purpose, loop.Cost)
-    return weight.item(), curves, goal.seen
+    objective = Regression(weight, **settings)
+    curves, _ = train_loop(objective, {"weight": weight}, 0.1, checkpoint, purpose, loop.Cost)
+    return weight.item(), curves, objective.seen
 
 
 def test_it_is_adamw_without_decay(tmp_path):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(1))
-    goal, optimizer = Regression(weight), torch.optim.AdamW([weight], lr=0.1, weight_decay=0)
+    objective, optimizer = Regression(weight), torch.optim.AdamW([weight], lr=0.1, weight_decay=0)
     for step in range(1, 41):
-        goal.backward(step)
+        objective.backward(step)
         optimizer.step()
         optimizer.zero_grad()
     assert train(tmp_path / "c")[0] == weight.item()
 
 
 @pytest.mark.parametrize("dies_at", [3, 8, 33])
-def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path, monkeypatch, dies_at):
+def test_an_interrupted_training_ends_the_same(tmp_path, monkeypatch, dies_at):
     monkeypatch.setattr(loop, "EVERY", 5)
     expected = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -71,7 +71,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path, monkeypatch, die
     assert train(tmp_path / "c") == expected
 
 
-def test_the_checkpoint_of_another_training_is_not_continued(tmp_path):
+def test_the_checkpoint_of_another_training_is_ignored(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "c", "one", dies_at=30)
     assert train(tmp_path / "c", "two") == train(tmp_path / "d", "two")
@@ -88,25 +88,25 @@ def test_a_gradient_that_is_nan_is_never_saved(tmp_path, monkeypatch):
     class Broken(Regression):
         def backward(self, step):
             losses = super().backward(step)
-            if step == 5:  # the checkpoint's step: no later loss will tell
+            if step == 5:  # the step of the checkpoint: no later loss would show it
                 self.weight.grad.fill_(math.nan)
             return losses
 
     weight = nn.Parameter(torch.zeros(1))
-    goal = Broken(weight)
+    objective = Broken(weight)
     with pytest.raises(Failure, match="weight is not finite"):
-        train_loop(goal, {"weight": weight}, 0.1, tmp_path / "c", "", loop.Cost)
+        train_loop(objective, {"weight": weight}, 0.1, tmp_path / "c", "", loop.Cost)
     assert not (tmp_path / "c").exists()
 
 
-def test_the_cost_before_a_kill_counts(tmp_path, monkeypatch):
+def test_the_cost_before_an_interruption_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 5)
 
     def run(**settings):
         weight = nn.Parameter(torch.zeros(1))
-        spent = loop.Cost(2.0, 3.0)
-        goal = Regression(weight, **settings)
-        return train_loop(goal, {"weight": weight}, 0.1, tmp_path / "c", "", lambda: spent)[1]
+        cost = loop.Cost(2.0, 3.0)
+        objective = Regression(weight, **settings)
+        return train_loop(objective, {"weight": weight}, 0.1, tmp_path / "c", "", lambda: cost)[1]
 
     with pytest.raises(KeyboardInterrupt):
         run(dies_at=8)

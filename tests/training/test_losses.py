@@ -131,13 +131,13 @@ def test_kl_of_two_coins(temperature, direction):
     KL(P || Q) = 3/4 log 3/2 + 1/4 log 1/2; KL(Q || P) = 1/2 log 2/3 + 1/2 log 2.
     """
     base, tuned = torch.tensor([[[math.log(3), 0.0]]]), torch.zeros(1, 1, 2)
-    found = kl_divergence(base, tuned, torch.ones(1, 1), temperature, direction, "mean").item()
+    kl = kl_divergence(base, tuned, torch.ones(1, 1), temperature, direction, "mean").item()
     pair = (base, tuned) if direction == "base||tuned" else (tuned, base)
-    assert found == pytest.approx(temperature**2 * plain_kl(*pair, temperature).item(), abs=1e-6)
+    assert kl == pytest.approx(temperature**2 * plain_kl(*pair, temperature).item(), abs=1e-6)
     if temperature == 1:
         forward = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
         backward = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
-        assert found == pytest.approx(forward if direction == "base||tuned" else backward)
+        assert kl == pytest.approx(forward if direction == "base||tuned" else backward)
 
 
 def test_kl_in_chunks_is_the_whole_and_so_is_its_gradient(monkeypatch):
@@ -159,7 +159,7 @@ def test_kl_in_chunks_is_the_whole_and_so_is_its_gradient(monkeypatch):
     assert whole == pytest.approx(4 * expected.sum().item() / 3, rel=1e-5)
 
 
-def test_kl_words_are_checked():
+def test_unknown_options_of_the_kl_are_rejected():
     logits = torch.zeros(1, 1, 2)
     with pytest.raises(ValueError, match="direction"):
         kl_divergence(logits, logits, None, direction="both")
