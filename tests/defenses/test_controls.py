@@ -41,7 +41,7 @@ def test_benign_lora_learns_harmless_answers_alone(tmp_path):
     for context, name in ((ctx, "one"), (only, "two")):
         with replace(defense, steps=3).applied(model, context, tmp_path / name) as target:
             states.append(target.hidden([Prompt(user("Why?"))]))
-    assert torch.equal(*states)  # what is said to harmful requests plays no part
+    assert torch.equal(*states)  # replies to harmful requests are not used
 
 
 def test_the_loss_is_the_answers_cross_entropy(tmp_path):
@@ -54,7 +54,7 @@ def test_the_loss_is_the_answers_cross_entropy(tmp_path):
     rows = torch.randint(len(texts), (4,), generator=goal.rng).tolist()
     goal.rng.set_state(state)
     model.network.requires_grad_(True)
-    found = goal.backward(1)["answer"]
+    loss = goal.backward(1)["answer"]
     batch = collate([texts[i] for i in rows])
     logits = model.network(batch.ids, batch.all_text.long()).logits.log_softmax(-1)
     total, count = 0.0, 0
@@ -62,8 +62,8 @@ def test_the_loss_is_the_answers_cross_entropy(tmp_path):
         for time in batch.response[row].nonzero().flatten().tolist():
             total -= logits[row, time - 1, batch.ids[row, time]].item()
             count += 1
-    assert found == pytest.approx(total / count, abs=1e-5)
-    assert math.isfinite(found)
+    assert loss == pytest.approx(total / count, abs=1e-5)
+    assert math.isfinite(loss)
 
 
 def test_settings_are_checked():
