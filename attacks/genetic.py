@@ -335,7 +335,7 @@ def check_settings(settings: Settings) -> None:
 
     Raises:
         ValueError: names the setting and its range.
-        InputError: names the file and what is wrong with it.
+        InputError: names the file and its fault.
     """
     at_least(settings, 1, "steps", "cycle", "every")
     at_least(settings, 2, "population")

@@ -66,9 +66,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name, else all of them."""
-    options = sorted(known)
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest of `names`, or all of them."""
+    options = sorted(names)
     near = difflib.get_close_matches(name, options, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

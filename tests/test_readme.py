@@ -75,7 +75,8 @@ def test_the_examples_are_python():
 
 def test_the_example_attack_is_a_method(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(blocks("python")[0])
+    (example,) = [block for block in blocks("python") if "class RandomSuffix" in block]
+    file.write_text(example)
     method = registry.resolve("attack", f"{file}:RandomSuffix", settings={"tries": "3"})
     assert method.instance.tries == 3
 

@@ -40,7 +40,7 @@ def test_benign_lora_learns_harmless_answers_alone(tmp_path):
     for context, name in ((ctx, "one"), (only, "two")):
         with replace(defense, steps=3).applied(model, context, tmp_path / name) as target:
             states.append(target.hidden([Prompt(user("Why?"))]))
-    assert torch.equal(*states)  # what is said to harmful requests plays no part
+    assert torch.equal(*states)  # replies to harmful requests are not used
 
 
 def test_settings_are_checked():

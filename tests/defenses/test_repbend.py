@@ -22,16 +22,11 @@ def test_dissimilarity_of_three():
     assert SOURCE.dissimilarity(states[:, :1]).item() == 0
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("gamma", [0.0, 0.1])
-def test_at_the_start_only_the_cosine_term_moves(gamma):
-    from peft import LoraConfig, get_peft_model
-
-    model = tiny()
-    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_dropout=0.0)
-    adapter = get_peft_model(model.network, config)
-    settings = quick(RepBend(gamma=gamma))
-    goal = SOURCE.Bending(settings, replace(model, adapter=adapter), [1, 2], tiny_context())
+def test_at_the_start_only_the_cosine_term_moves(gamma, with_lora):
+    target, settings = with_lora(tiny()), quick(RepBend(gamma=gamma))
+    adapter = target.adapter
+    goal = SOURCE.Bending(settings, target, [1, 2], tiny_context())
     losses = goal.backward(1)
     assert losses["safe"] == losses["forget"] == 0
     assert losses["kl"] == pytest.approx(0, abs=1e-5)
@@ -39,36 +34,33 @@ def test_at_the_start_only_the_cosine_term_moves(gamma):
     assert steepest > 1e-6 if gamma else steepest < 1e-6
 
 
-def test_training_bends_harmful_states_and_spares_the_safe(tmp_path):
+def test_training_moves_harmful_states_more_than_safe_ones(tmp_path):
     model, ctx = tiny(), tiny_context()
     defense = replace(quick(RepBend(rate=1e-2, dropout=0.0)), steps=40, batch=8)
     with defense.applied(model, ctx, tmp_path / "cache") as target:
         goal = SOURCE.Bending(defense, target, [1, 2], ctx)
         moved = []
-        for side in (goal.texts.harmful, goal.texts.harmless):
-            batch = collate(draw_texts(side, 8, goal.rng))
+        for texts in (goal.texts.harmful, goal.texts.harmless):
+            batch = collate(draw_texts(texts, 8, goal.rng))
             with torch.no_grad():
                 tuned, base = tuned_and_base(target, batch, [2], batch.response)
             moved.append(l2(tuned, base).mean().item())
     assert moved[0] > 1.5 * moved[1]
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-def test_a_step_is_that_of_a_plain_loop():
-    """Whole passes with all hidden states, every term spelled out, off B = 0."""
-    from peft import LoraConfig, get_peft_model
+def test_a_step_is_that_of_a_plain_loop(with_lora):
+    """Whole passes with all hidden states, every term written out, with B not zero."""
     from torch.nn.functional import cosine_similarity, kl_div
 
     model = tiny()
-    torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    adapter = get_peft_model(model.network, config)
+    target = with_lora(model, init_lora_weights=False)
+    adapter = target.adapter
     s = RepBend(batch=4, alpha=0.7, beta=0.2, gamma=0.4, epsilon=0.3, dropout=0.0)
-    goal = SOURCE.Bending(s, replace(model, adapter=adapter), [1], tiny_context())
+    goal = SOURCE.Bending(s, target, [1], tiny_context())
     state = goal.state()["rng"].clone()
     goal.backward(1)
     trained = [p for p in adapter.parameters() if p.requires_grad]
-    found = [p.grad.clone() for p in trained]
+    of_step = [p.grad.clone() for p in trained]
     adapter.zero_grad()
     goal.load({"rng": state})
 
@@ -90,12 +82,12 @@ def test_a_step_is_that_of_a_plain_loop():
     # raw last one comes from the model's own forward.
     whole, _ = goal.model.forward(safe.ids, safe.all_text, [2], safe.response)
     with torch.no_grad(), adapter.disable_adapter():
-        bare, _ = goal.model.forward(safe.ids, safe.all_text, [2], safe.response)
+        undefended, _ = goal.model.forward(safe.ids, safe.all_text, [2], safe.response)
     for p in trained:
         p.requires_grad_(True)
     terms = [(tuned.hidden_states[l] - base.hidden_states[l])[safe.response].norm(dim=-1)
              for l in (0, 1)]  # fmt: skip
-    terms.append((whole[0] - bare[0]).norm(dim=-1))
+    terms.append((whole[0] - undefended[0]).norm(dim=-1))
     total = total + 0.7 * torch.cat(terms).mean()
     harmful = collate(draw_texts(goal.texts.harmful, 4, goal.rng))
     tuned, base = both(harmful)
@@ -110,7 +102,7 @@ def test_a_step_is_that_of_a_plain_loop():
     p = (base.logits / 2).softmax(-1)[kept.all_text]
     total = total + 0.3 * 4 * kl_div(log_q, p, reduction="sum") / 4  # temperature^2, four texts
     total.backward()
-    for mine, parameter in zip(found, trained, strict=True):
+    for mine, parameter in zip(of_step, trained, strict=True):
         torch.testing.assert_close(mine, parameter.grad, atol=1e-5, rtol=1e-3)
 
 

@@ -56,7 +56,7 @@ def test_it_is_part_of_the_identity():
     ("template", "words"),
     [
         ("{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
-         "{% for m in messages %}{{ m.content }}{% endfor %}", "refuses the conversation"),
+         "{% for m in messages %}{{ m.content }}{% endfor %}", "rejects the conversation"),
         ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
          "leaves the system prompt out"),
     ],

@@ -65,6 +65,7 @@ def answer(
             "seed": 0,
             "planned": list(BEHAVIORS),
             "judges": ["exact", "keyword"],
+            "judge_fields": {},
             **header,
         },
         {"suite": SUITE, "train_seconds": 0.0, "harness_version": "0.1.0", **(info or {})},

@@ -39,6 +39,7 @@ def fill(
         "seed": seed,
         "planned": IDS,
         "judges": list(judges),
+        "judge_fields": {},
         "samples": 0,
         "temperature": None,
         **header,
