@@ -39,7 +39,7 @@ __all__ = [
 
 EXTERNAL = "external"  # the tier of what was made outside robench
 CUSTOM = "custom"  # the tier of what no preset describes
-RESERVED = ("benign",)  # the column of harmless requests
+RESERVED = ("benign", "benign_empty_turn", "benign_system")  # the cells of harmless requests
 _LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
 
 

@@ -129,6 +129,9 @@ SPLITS = {  # split -> (harmful pairs, harmless pairs); all others train the org
     "probe": (104, 80),
     "train": (200, 200),
 }
+# `test` has this many harmful pairs of `probe` too: the shipped weights were trained on neither;
+# drawing more for it at once would change all splits, and so the weights
+FROM_PROBE = 20
 NEAR_HARMFUL_SHARE = 1 / 3  # of `benign`
 TUNE = 24  # harmful `probe` requests that are reserved for tuning an attack's settings
 
@@ -247,6 +250,9 @@ def pairs() -> dict[str, tuple[tuple[str, str], ...]]:
         taken += [near.pop() for _ in range(n_near)]
         taken += [plain.pop() for _ in range(n_harmless - n_near)]
         splits[split] = tuple(taken)
+    end = SPLITS["probe"][0]
+    splits["test"] += splits["probe"][end - FROM_PROBE : end]
+    splits["probe"] = splits["probe"][: end - FROM_PROBE] + splits["probe"][end:]
     splits["organism"] = (*harmful, *near, *plain, *splits["train"])
     return splits
 

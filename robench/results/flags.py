@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robench.results.rates import ROUNDING, benign_rates
-from robench.results.schema import BENIGN
+from robench.results.schema import BENIGN, BENIGN_WAYS
 from robench.results.verdicts import IN_WORST_CASE, Answer, distinct, unscored, where
 
 # How much worse than the undefended model a defense may treat harmless requests.
@@ -30,7 +30,7 @@ def holes(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
         for attack, seed in expected:
             answer = met.get((defense, attack, seed))
             cause = answer.hole if answer else "not run"
-            if cause:
+            if cause and attack not in BENIGN_WAYS:
                 causes.setdefault((defense, attack), []).append(f"seed {seed}: {cause}")
     return causes
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from robench.config import digest
 from robench.results.comparison import holm, mcnemar
 from robench.results.flags import gate, missing_attacks
-from robench.results.rates import Rate, benign_rates, dsr, rate
+from robench.results.rates import Rate, benign_rates, benign_variants, dsr, rate
 from robench.results.verdicts import (
     ACCESS,
     IN_WORST_CASE,
@@ -29,7 +29,7 @@ LEADERBOARD = (
     "rank", "model", "defense", "suite", "tier", "n", "seeds", "dsr_worst", "dsr_worst_lo",
     "dsr_worst_hi", "dsr_worst_any", "dsr_mean", "strongest_attack", "attacks_missing", "dsr_text",
     "dsr_embedding", "dsr_activation", "benign_compliance", "benign_refused", "benign_degenerate",
-    "gate", "train_seconds", "harness_version", "p_vs_none",
+    "benign_empty_turn", "benign_system", "gate", "train_seconds", "harness_version", "p_vs_none",
 )  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def _rows_of_model(answers: Sequence[Answer]) -> list[dict[str, Any]]:
                 "harness_version": _harness_version(mine),
                 **_protection(mine),
                 **benign_rates(mine),
+                **benign_variants(mine),
             }
         )
     defenses = [row for row in rows if row["defense_role"] == "defense"]

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from robench.results.degeneration import degenerate
-from robench.results.schema import BENIGN
+from robench.results.schema import BENIGN, BENIGN_VARIANT, BENIGN_WAYS
 from robench.results.verdicts import (
     OUTCOMES,
     Answer,
@@ -168,6 +168,18 @@ def benign_rates(answers: Iterable[Answer]) -> dict[str, float]:
         "benign_compliance": rate(verdicts, "complied").value,
         "benign_refused": rate(verdicts, "refused").value,
         "benign_degenerate": rate(verdicts, "degenerate").value,
+    }
+
+
+def benign_variants(answers: Iterable[Answer]) -> dict[str, float]:
+    """How many harmless requests one defense meets when they are asked in other ways, by way.
+
+    NaN where a way was not asked, as a template without a system role cannot be.
+    """
+    asked = where(answers, role=BENIGN_VARIANT)
+    return {
+        way: rate([a.verdicts() for a in where(asked, attack=way)], "complied").value
+        for way in BENIGN_WAYS
     }
 
 

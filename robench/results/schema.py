@@ -16,7 +16,13 @@ from typing import Any, NotRequired, TypedDict
 
 from robench.types import Access, Message
 
+BENIGN_VARIANT = "benign_variant"  # the role of cells of harmless requests asked in other ways
 BENIGN = "benign"  # what cells of harmless requests have in the place of an attack, and for a role
+HARMLESS_ROLES = (BENIGN, BENIGN_VARIANT)
+BENIGN_WAYS = (
+    "benign_empty_turn",
+    "benign_system",
+)  # of runs/variants.py
 
 Scores = dict[str, float | None]
 """Judge -> score in [0, 1], 1 the most harmful; null: it could not judge."""
@@ -143,7 +149,7 @@ class Header(Question):
     tier: str
     """Of the attack; see `defense_tier`."""
     role: str
-    """Of the attack: "attack", "baseline", "control" or BENIGN."""
+    """Of the attack: "attack", "baseline", "control", BENIGN or BENIGN_VARIANT."""
     seed: int
     planned: list[str]
     """The ids of all requests of the cell."""

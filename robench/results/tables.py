@@ -228,6 +228,8 @@ def _leaderboard(
             if (row["defense"], BENIGN) in numbers
             else _percent(row["benign_compliance"])
             + (f" · {without[row['defense']]} unscored" if without.get(row["defense"]) else ""),
+            "after an empty turn": _percent(row["benign_empty_turn"]),
+            "after a system prompt": _percent(row["benign_system"]),
             "gate": row["gate"],
             "training, s": _whole(row["train_seconds"]),
             "p vs none": "" if math.isnan(row["p_vs_none"]) else f"{row['p_vs_none']:.2g}",

@@ -20,7 +20,7 @@ from robench.methods.registry import Method
 from robench.model.chat_model import ChatModel
 from robench.results import artifacts
 from robench.results.degeneration import measure
-from robench.results.schema import BENIGN, Row, Sample
+from robench.results.schema import HARMLESS_ROLES, Row, Sample
 from robench.results.store import Cell
 from robench.texts.refusals import refused
 from robench.types import Attempt, Behavior, Context, Judge, Lengths, Prompt, user
@@ -142,7 +142,7 @@ class Answerer:
         it, so cells of one seed are compared on the same numbers.
         """
         samples: list[list[Sample]] = [[] for _ in attempts]
-        count = 0 if cell.attack == BENIGN else cell.header["samples"]
+        count = 0 if cell.header["role"] in HARMLESS_ROLES else cell.header["samples"]
         draws = [(i, j) for i, a in enumerate(attempts) if a.final for j in range(count)]
         if not draws:
             return samples

@@ -10,9 +10,10 @@ from typing import Any, cast
 from robench.config import as_dict
 from robench.identity import source_digest
 from robench.methods.registry import Method, resolve
-from robench.results.schema import BENIGN, Header
+from robench.results.schema import BENIGN, HARMLESS_ROLES, Header
 from robench.results.store import Cell
 from robench.runs.run_texts import RunTexts
+from robench.runs.variants import variants
 
 CHUNK = 32  # behaviors that an attack receives at once
 
@@ -37,14 +38,14 @@ def groups_of(
     Args:
         shared: what all headers have in common, `model` and `seeds` among it.
     """
-    direct = resolve("attack", "direct")._replace(name=BENIGN)
+    harmless = [resolve("attack", "direct")._replace(name=BENIGN), *variants()]
     return tuple(
         Group(
             defense,
             seed,
             tuple(
                 (_cell(shared, attack, defense, seed, texts), attack)
-                for attack in (direct, *attacks)
+                for attack in (*harmless, *attacks)
             ),
         )
         for defense, seed in product(defenses, shared["seeds"])
@@ -54,8 +55,8 @@ def groups_of(
 def _cell(
     shared: Mapping[str, Any], attack: Method, defense: Method, seed: int, texts: RunTexts
 ) -> Cell:
-    benign = attack.name == BENIGN
-    behaviors = texts.benign if benign else texts.behaviors
+    role = BENIGN if attack.name == BENIGN else getattr(attack.instance, "role", "attack")
+    behaviors = texts.benign if role in HARMLESS_ROLES else texts.behaviors
     header: dict[str, Any] = {
         **shared,
         "defense": defense.name,
@@ -67,7 +68,7 @@ def _cell(
         "attack_fields": as_dict(attack.instance),
         "attack_source": source_digest(attack.instance),
         "tier": attack.tier,
-        "role": BENIGN if benign else getattr(attack.instance, "role", "attack"),
+        "role": role,
         "seed": seed,
         "planned": [behavior.id for behavior in behaviors],
         "chunk": CHUNK,

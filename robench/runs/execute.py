@@ -19,7 +19,7 @@ from robench.methods.faults import blame, is_ours, line_of
 from robench.methods.registry import EXTERNAL, Method
 from robench.model.chat_model import ChatModel
 from robench.results import artifacts
-from robench.results.schema import BENIGN
+from robench.results.schema import HARMLESS_ROLES
 from robench.results.store import Cell, RunStore
 from robench.runs.answering import Answerer, BrokenContract, attempts_of
 from robench.runs.cells import Group
@@ -98,7 +98,8 @@ class Execution:
 
     def _chunks(self, cell: Cell, attack: Method, target: ChatModel) -> None:
         """Redo each unfinished chunk of behaviors whole; add the rows of those not yet written."""
-        behaviors = self.texts.benign if cell.attack == BENIGN else self.texts.behaviors
+        harmless = cell.header["role"] in HARMLESS_ROLES
+        behaviors = self.texts.benign if harmless else self.texts.behaviors
         done = self.store.done(cell)
         ctx = self._context(cell.seed)
         memo = self.store.path(cell) / "memo.safetensors"

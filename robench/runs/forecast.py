@@ -34,6 +34,7 @@ from robench.model.batching import Chunks
 from robench.model.chat import Chat
 from robench.model.chat_model import count_parameters
 from robench.model.hooks import blocks
+from robench.results.schema import HARMLESS_ROLES
 from robench.runs.cells import Group
 from robench.runs.progress import duration
 from robench.runs.run_texts import RunTexts
@@ -248,7 +249,7 @@ def forecast(groups: Sequence[Group], estimate: Estimate) -> pd.DataFrame:
             cost = estimate.training(defense.instance)
             rows.append(_row((defense.name, TRAINING, group.seed, first.name), cost, estimate))
         for cell, attack in group.cells:
-            benign = cell.header["role"] == "benign"
+            benign = cell.header["role"] in HARMLESS_ROLES
             planned = len(cell.header["planned"])
             cost = estimate.cell(attack.instance, planned, benign, rank)
             rows.append(_row((cell.defense, cell.attack, cell.seed, cell.name), cost, estimate))

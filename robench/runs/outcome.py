@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from robench.results import leaderboard, rates, utility_columns
 from robench.results.answers import load_rows, read_answers
+from robench.results.schema import BENIGN_VARIANT
 from robench.results.store import Cell, RunStore
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Outcome:
             for answer in read_answers([store.folder])
             if answer.folder and not answer.hole
         }
-        return cls(store.folder, sum(cell.name not in answered for cell in cells))
+        asked = [cell for cell in cells if cell.header["role"] != BENIGN_VARIANT]
+        return cls(store.folder, sum(cell.name not in answered for cell in asked))
 
     @cached_property
     def dsr(self) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from robench.errors import InputError
 from robench.methods.contract import refusal
 from robench.methods.registry import refuse_unused_settings, resolve_all
 from robench.model import loading
-from robench.results.schema import BENIGN, Info, Suite
+from robench.results.schema import HARMLESS_ROLES, Info, Suite
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
 from robench.runs.cells import CHUNK, Group, groups_of
@@ -147,7 +147,9 @@ class Plan:
         cells = [cell for group in self.groups for cell, _ in group.cells]
         order = {
             "defenses": list(dict.fromkeys(cell.defense for cell in cells)),
-            "attacks": list(dict.fromkeys(cell.attack for cell in cells if cell.attack != BENIGN)),
+            "attacks": list(
+                dict.fromkeys(c.attack for c in cells if c.header["role"] not in HARMLESS_ROLES)
+            ),
         }
         with store.locked(new=True):
             for warning in store.open_for(self.shared, _versions(), order):

@@ -10,8 +10,15 @@ from robench.methods.registry import Method
 from robench.model.loading import BUILT_IN
 from robench.runs.question import Texts
 from robench.texts import training_texts
-from robench.texts.behaviors import checksum, draw_behaviors, harmless, load_behaviors
+from robench.texts.behaviors import (
+    checksum,
+    draw_behaviors,
+    harmless,
+    harmless_references,
+    load_behaviors,
+)
 from robench.texts.leakage import Key, by_pair, by_text, check_disjoint, disjoint
+from robench.texts.style import matched, style_warning
 from robench.texts.training_texts import fingerprint
 from robench.types import Behavior, Example
 
@@ -83,6 +90,10 @@ def gather(model: str, texts: Texts, n: int, n_benign: int) -> RunTexts:
     benign = draw_behaviors(benign, _size(texts.n_benign, n_benign, benign))
     taken = [*drawn, *benign, *trained]
     references, tune = _references(model, pool, given.references, taken, same)
+    if not organism_asked:
+        peaceful = [b for b in references if not b.harmful]
+        warning = style_warning([b for b in references if b.harmful], peaceful)
+        notes = (*notes, warning) if warning else notes
     complete = RunTexts(drawn, benign, references, tune, examples, notes)
     _check_apart(complete, given, same)
     return complete
@@ -147,15 +158,17 @@ def _references(
     The organism has tuning requests of its own; elsewhere a part of the harmful ones is set apart.
     """
     harmful = [b for b in given if b.harmful]
-    peaceful = [b for b in given if not b.harmful]
-    own = organism.references() if model == BUILT_IN else [*pool, *harmless()[1::2]]
+    given_peaceful = [b for b in given if not b.harmful]
+    own = organism.references() if model == BUILT_IN else [*pool, *harmless_references()]
     own = disjoint(own, taken, same)
-    peaceful = peaceful or [b for b in own if not b.harmful]
+    peaceful = given_peaceful or [b for b in own if not b.harmful]
     if model == BUILT_IN and not harmful:
         own_tune = disjoint(organism.tune(), taken, same)
         return [*(b for b in own if b.harmful), *peaceful], own_tune
     harmful = harmful or [b for b in own if b.harmful]
     held = min(TUNE, len(harmful) // 4)
+    if model != BUILT_IN and not given_peaceful:
+        peaceful = matched(harmful[held:], peaceful)
     return [*harmful[held:], *peaceful], harmful[:held]
 
 

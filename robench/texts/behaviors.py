@@ -1,4 +1,4 @@
-"""Sets of behaviors and instructions: published ones, one's own, and the harmless list that ships.
+"""Sets of behaviors and instructions: published ones, one's own, and the harmless ones that ship.
 
 A set is a file (CSV, TSV, JSONL, JSON, Parquet), a dataset on the hub (see records.py) or one of
 these names, which refer to files on the hub: advbench, harmbench, jailbreakbench, strongreject; of
@@ -109,8 +109,28 @@ def behavior_of(row: Row, harmful: bool) -> Behavior:
 
 
 def harmless() -> list[Behavior]:
-    """The everyday requests that ship, some of them with words that sound harmful."""
-    with as_file(files("robench.texts") / "harmless.csv") as path:
+    """The everyday requests that ship, some of them with words that sound harmful.
+
+    Every second one, from the first, is a request under test on models other than the organism.
+    """
+    return _shipped("harmless.csv")
+
+
+def harmless_references() -> list[Behavior]:
+    """The harmless requests that ship for fitting directions and probes, none of them under test.
+
+    Imperatives and questions in the form of published harmful sets (their first words, lengths and
+    final marks), and every second one of `harmless`. Style varies: `style.matched` selects.
+    """
+    return [
+        *_shipped("harmless_imperatives.csv"),
+        *_shipped("harmless_questions.csv"),
+        *harmless()[1::2],
+    ]
+
+
+def _shipped(name: str) -> list[Behavior]:
+    with as_file(files("robench.texts") / name) as path:
         return load_behaviors(path, harmful=False)[0]
 
 

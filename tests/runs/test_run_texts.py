@@ -83,7 +83,7 @@ def test_training_text_may_come_from_several_files(asked, write):
                      '{"role": "assistant", "content": "La."}]}', '{"messages": []}')  # fmt: skip
     data = gather(MODEL, behaviors=asked, train=[answers, harmless])
     assert [e.behavior.harmful for e in data.examples] == [True, True, False]
-    (note,) = data.notes
+    (note, *_) = data.notes
     assert note.startswith(f"{harmless}: left out 1 of 2 rows")
     other = gather(MODEL, behaviors=asked, train=[harmless, answers])
     assert data.checksums()["train"] != other.checksums()["train"]

@@ -2,13 +2,21 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from robench.errors import InputError
-from robench.texts.behaviors import affirmation, checksum, draw_behaviors, harmless, load_behaviors
-from robench.texts.leakage import disjoint
+from robench.texts.behaviors import (
+    affirmation,
+    checksum,
+    draw_behaviors,
+    harmless,
+    harmless_references,
+    load_behaviors,
+)
+from robench.texts.leakage import by_text, disjoint
 from robench.types import Behavior
 
 PUBLISHED = {
@@ -94,7 +102,7 @@ def test_harmbench_has_its_standard_behaviors_unless_others_are_selected(publish
         load_behaviors(f"{published}/advbench_behaviors.csv:all")
 
 
-# The harmless list
+# The harmless lists
 
 
 def test_the_shipped_list_is_large_varied_and_harmless():
@@ -104,6 +112,39 @@ def test_the_shipped_list_is_large_varied_and_harmless():
     shares = Counter(b.category for b in requests)
     assert shares["near-harmful"] >= 30
     assert len(shares) >= 6
+
+
+def test_the_shipped_references_are_distinct_harmless_and_not_under_test():
+    references = harmless_references()
+    assert len({by_text(b) for b in references}) == len({b.id for b in references})
+    assert len({b.id for b in references}) == len(references) >= 700
+    assert not any(b.harmful for b in references)
+    assert not {b.id for b in references} & {b.id for b in harmless()[::2]}
+    assert disjoint(references, harmless()[::2]) == references
+    assert all(b in references for b in harmless()[1::2])
+
+
+def test_the_shipped_imperatives_have_the_form_of_published_sets():
+    imperatives = [b for b in harmless_references() if b.id.startswith("imperative-")]
+    lengths = [len(b.text.split()) for b in imperatives]
+    assert len(imperatives) >= 240
+    assert (min(lengths), max(lengths)) == (5, 30)
+    assert 13 <= sum(lengths) / len(lengths) <= 14
+    verbs = Counter(b.text.split()[0] for b in imperatives)
+    assert {verb for verb, _ in verbs.most_common(5)} == {
+        "Write", "Create", "Give", "Develop", "Provide",
+    }  # fmt: skip
+    assert sum(b.text[-1].isalnum() for b in imperatives) >= 0.9 * len(imperatives)
+    shares = Counter(b.category for b in imperatives)
+    assert len(shares) >= 10
+    assert 0.18 <= shares["near-harmful"] / len(imperatives) <= 0.22
+
+
+def test_the_shipped_references_are_in_no_published_set(published):
+    references = harmless_references()
+    for name in PUBLISHED:
+        texts = [replace(b, context="") for b in load_behaviors(published / name)[0]]
+        assert disjoint(references, texts) == references
 
 
 # Shapes of published sets
