@@ -47,8 +47,12 @@ class Behavior:
 
     @property
     def request(self) -> str:
-        """The user's words: the context, where there is one, above the text."""
-        return f"{self.context}\n\n{self.text}" if self.context else self.text
+        """The user's words: the context, where there is one, above the text.
+
+        Between them stand a blank line, three dashes and a blank line, as in HarmBench's code and
+        in that of the circuit breakers' evaluation.
+        """
+        return f"{self.context}\n\n---\n\n{self.text}" if self.context else self.text
 
 
 @dataclass(frozen=True)
