@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from robench import judges
-from robench.config import as_dict, assignments
+from robench.config import as_dict, assignments, suggestion
 from robench.errors import InputError
 from robench.methods.contract import refusal
 from robench.methods.registry import refuse_unused_settings, resolve_all
@@ -186,6 +186,7 @@ class Plan:
             texts=self.texts,
             base=base,
             judges=self.judges,
+            tune_judge=self.shared["tune_judge"],
             helper=lru_cache(1)(lambda name: load(loading.find_model(name))),  # base and one more
             keep_going=keep_going,
             info=self._info(base),
@@ -297,11 +298,31 @@ def _shared(
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),
         "judges": list(chosen_judges),
+        "tune_judge": _tune_judge(question.tune_judge, chosen_judges),
         "judge_fields": {name: judges.record(judge) for name, judge in chosen_judges.items()},
         "dtype": question.model.dtype,
         **asdict(question.replies),
         **texts.checksums(),
     }
+
+
+def _tune_judge(asked: str | None, chosen_judges: Mapping[str, Judge]) -> str:
+    """The judge by which attacks choose settings, by default not the one that decides.
+
+    Settings that suit the judge of the verdicts would make an attack look stronger than it is.
+
+    Raises:
+        InputError: it is none of the run's.
+    """
+    names = list(chosen_judges)
+    if asked is None:
+        return names[min(1, len(names) - 1)]
+    if asked not in names:
+        raise InputError(
+            f"--tune-judge {asked} is none of the run's judges, which are {', '.join(names)}"
+            f"{suggestion(asked, names)}"
+        )
+    return asked
 
 
 def _merged(
