@@ -64,6 +64,9 @@ class SCAVPrompt:
     def files(self) -> tuple[Path, ...]:
         return genetic.files(self)
 
+    def accepts(self, behaviors: Sequence[Behavior]) -> str:
+        return genetic.unsuited(self, behaviors, "scav_prompt")
+
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
     ) -> Iterator[Attempt]:

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from robench.errors import Failure, InputError
+from robench.methods.contract import refusal
 from robench.methods.faults import blame, is_ours, line_of
 from robench.methods.registry import EXTERNAL, Method
 from robench.model.chat_model import ChatModel
@@ -133,7 +134,7 @@ class Execution:
         )
 
     def _check_texts(self, method: Method) -> None:
-        reason = lacking(method, self.texts)
+        reason = lacking(method, self.texts) or refusal(method, self.texts.behaviors)
         if reason:
             raise Failure(reason)
 

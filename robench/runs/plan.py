@@ -75,7 +75,7 @@ class Plan:
         )
 
     def check_texts(self) -> None:
-        """That no method lacks the texts that it needs.
+        """That no method lacks the texts that it needs, or cannot work on those under test.
 
         Raises:
             InputError: one does.
@@ -85,6 +85,8 @@ class Plan:
         for method in methods:
             if reason := lacking(method, self.texts):
                 raise InputError(f"{method.name} {reason}, or leave it out")
+            if reason := refusal(method, self.texts.behaviors):
+                raise InputError(f"{reason}, or leave it out")
 
     def forecast(
         self, groups: Sequence[Group] | None = None, tflops: float | None = None
@@ -236,8 +238,8 @@ def plan(question: Question) -> Plan:
     if files.name != loading.BUILT_IN and question.texts.behaviors is None:
         raise InputError(f"give the harmful requests for {files.name}: --behaviors FILE")
     texts = gather(files.name, question.texts, matrix.n, matrix.benign)
-    for method in (*attacks, *defenses, *chosen):
-        if reason := refusal(method, texts.behaviors):
+    for judge in chosen:
+        if reason := refusal(judge, texts.behaviors):
             raise InputError(reason)
     chosen_judges = {method.name: method.instance for method in chosen}
     if matrix.skip_lacking:
