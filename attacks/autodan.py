@@ -39,8 +39,8 @@ class AutoDAN:
     """
 
     steps: int = 100  # Liu et al., official code
-    population: int = 64  # M
-    elites: float = 0.1  # e, at least one member
+    population: int = 256  # M; official code, the paper has none
+    elites: float = 0.1  # e, at least one member; the paper, 0.05 in the official code
     crossover: float = 0.5  # p_c, that a pair is crossed, and that a word is replaced
     points: int = 5  # of crossover, per paragraph
     mutation: float = 0.01  # p_m
@@ -49,15 +49,17 @@ class AutoDAN:
     patience: int = 0  # steps without progress after which a search ends; 0 = never
     every: int = 10  # steps between recorded attempts
     lowercase: bool = False  # the request; Differs: only the official code alters it
-    pool: str = ""  # JSON file of prototypes; "" = the one that ships
+    # file of prototypes, as the authors' assets/prompt_group.pth; "" = the organism's, for it alone
+    pool: str = ""
     mutator: str = ""  # a chat model that rewrites members; "" = draw from the reservoir
-    synonyms: str = ""  # file with a group of synonyms per line; "" = the one that ships
+    # folder of WordNet's files, or file with a group of synonyms per line; "" as for the pool
+    synonyms: str = ""
 
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "official": {"population": 256, "elites": 0.05, "words": 0, "lowercase": True},
+        "official": {"elites": 0.05, "words": 0, "lowercase": True},
         # HarmBench has Mistral-7B-Instruct-v0.2 rewrite: name it, or another, as the mutator
-        "harmbench": {"cycle": 1, "patience": 10, "every": 5},
+        "harmbench": {"population": 64, "cycle": 1, "patience": 10, "every": 5},
         "demo": {"steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},
     }
 
@@ -67,6 +69,9 @@ class AutoDAN:
     @property
     def files(self) -> tuple[Path, ...]:
         return genetic.files(self)
+
+    def accepts(self, behaviors: Sequence[Behavior]) -> str:
+        return genetic.unsuited(self, behaviors, "autodan")
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
@@ -96,15 +101,15 @@ class AutoDANInitial:
     The reservoir is not used.
     """
 
-    population: int = 64
+    population: int = 256
     lowercase: bool = False
     pool: str = ""
 
     role: ClassVar[str] = "control"
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "official": {"population": 256, "lowercase": True},
-        "harmbench": {},
+        "official": {"lowercase": True},
+        "harmbench": {"population": 64},
         "demo": {"population": 24},
     }
 
@@ -115,6 +120,9 @@ class AutoDANInitial:
     @property
     def files(self) -> tuple[Path, ...]:
         return (genetic.pool_file(self.pool),)
+
+    def accepts(self, behaviors: Sequence[Behavior]) -> str:
+        return genetic.unsuited_pool(self.pool, behaviors, "autodan_initial")
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context

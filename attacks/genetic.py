@@ -8,6 +8,7 @@ All random numbers come from a generator per behavior, so no behavior depends on
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,11 @@ from robench.config import at_least, within
 from robench.errors import InputError
 from robench.types import Attempt, Behavior, Prompt, user
 
+from . import wordnet
+
 PLACEHOLDER = "[REQUEST]"
+OFFICIAL_PLACEHOLDER = "[REPLACE]"
+OFFICIAL_MARKS = ("[MODEL]", "[KEEPER]")  # names that the official code puts into older pools
 MAX_REPLACED = 5  # words of a paragraph that one rewording replaces (official code)
 
 _FUNCTION_WORDS = """
@@ -67,9 +72,9 @@ class Settings(Protocol):
     @property
     def every(self) -> int: ...  # steps between recorded attempts
     @property
-    def pool(self) -> str: ...  # JSON file of prototypes, "" = the one that ships
+    def pool(self) -> str: ...  # file of prototypes, "" = the organism's
     @property
-    def synonyms(self) -> str: ...  # file of synonyms, "" = the one that ships
+    def synonyms(self) -> str: ...  # file or WordNet's folder, "" = the organism's
     @property
     def patience(self) -> int: ...  # steps without progress after which it ends, 0 = never
 
@@ -346,9 +351,42 @@ def check_settings(settings: Settings) -> None:
     read_synonyms(settings.synonyms)
 
 
+def unsuited(settings: Settings, behaviors: Sequence[Behavior], name: str) -> str:
+    """Why a search cannot work on these behaviors, as the end of a sentence; "" where it can.
+
+    The data that ship are written for the organism. Elsewhere they make another attack, and a much
+    weaker one than the published.
+    """
+    if problem := unsuited_pool(settings.pool, behaviors, name):
+        return problem
+    if settings.cycle > 1 and not settings.synonyms and not _of_the_organism(behaviors):
+        return (
+            "has no synonyms but the built-in model's: give the folder of WordNet's files that "
+            f"nltk.download('wordnet') fills, with --set {name}.synonyms=FOLDER"
+        )
+    return ""
+
+
+def unsuited_pool(pool: str, behaviors: Sequence[Behavior], name: str) -> str:
+    """Why these behaviors cannot be put into a pool's prototypes, as `unsuited` says it."""
+    if pool or _of_the_organism(behaviors):
+        return ""
+    return (
+        "has no prompts but the built-in model's: give the authors' assets/prompt_group.pth, of "
+        f"github.com/SheltonLiu-N/AutoDAN, or a file of your own with --set {name}.pool=FILE"
+    )
+
+
+def _of_the_organism(behaviors: Sequence[Behavior]) -> bool:
+    """Whether all behaviors are of the kind that the pool that ships is written for."""
+    request = re.compile(json.loads(pool_file("").read_text("utf-8"))["requests"], re.IGNORECASE)
+    return all(request.search(behavior.text) for behavior in behaviors)
+
+
 def files(settings: Settings) -> tuple[Path, ...]:
     """The data files that a search depends on."""
-    return pool_file(settings.pool), synonyms_file(settings.synonyms)
+    synonyms = synonyms_file(settings.synonyms)
+    return pool_file(settings.pool), *(wordnet.files(synonyms) if synonyms.is_dir() else [synonyms])
 
 
 def pool_file(path: str) -> Path:
@@ -357,29 +395,33 @@ def pool_file(path: str) -> Path:
 
 
 def synonyms_file(path: str) -> Path:
-    """The file that a field `synonyms` names."""
+    """The file or folder that a field `synonyms` names."""
     return Path(path).expanduser() if path else Path(__file__).parent / "synonyms.txt"
 
 
 def read_pool(path: str, size: int) -> Pool:
     """The first `size` prototypes of a pool; the reservoir is its own, or the other prototypes.
 
-    The file is JSON: {"population": [texts], "reservoir": [texts]}, each text with the placeholder
-    once. "" is the pool that ships.
+    The file has the official format, a list of texts with [REPLACE] for the request, as a file of
+    torch (.pth) or JSON; or it is JSON {"population": [texts], "reservoir": [texts]}, each text
+    with [REQUEST] once. "" is the pool that ships.
 
-    Differs: the official code needs more prototypes than members; here a short pool repeats.
+    Differs: the official code needs more prototypes than members, here a short pool of ours
+    repeats; and texts of an official pool that do not have [REPLACE] once are left out (one of
+    500), because crossover could lose or multiply the request.
 
     Raises:
         InputError: the file cannot be read, lacks prototypes, or one of them does not have exactly
             one placeholder.
     """
     file = pool_file(path)
-    try:
-        content = json.loads(_text(file, "pool"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"the pool {file} is not JSON: {error}") from None
+    content = _content(file)
+    if isinstance(content, list):
+        return _official(content, file, size)
     if not isinstance(content, dict):
-        raise InputError(f'the pool {file} must be {{"population": [...], "reservoir": [...]}}')
+        raise InputError(
+            f'the pool {file} must be a list or {{"population": [...], "reservoir": [...]}}'
+        )
     population, reservoir = (
         _prototypes(content.get(part, []), f"the pool {file}: {part}")
         for part in ("population", "reservoir")
@@ -394,6 +436,40 @@ def read_pool(path: str, size: int) -> Pool:
     return Pool([population[i % len(population)] for i in range(size)], reservoir)
 
 
+def _content(file: Path) -> Any:
+    if file.suffix != ".pth":
+        try:
+            return json.loads(_text(file, "pool"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"the pool {file} is not JSON: {error}") from None
+    try:
+        return torch.load(file, weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the pool {file}: {error.strerror}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError):
+        raise InputError(f"the pool {file} is no list of texts that torch has saved") from None
+
+
+def _official(texts: Sequence[Any], file: Path, size: int) -> Pool:
+    """A pool of the official format: the first `size` texts, and the others as the reservoir."""
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"the pool {file} must be a list of texts")
+    for mark in OFFICIAL_MARKS:
+        if any(mark in text for text in texts):
+            raise InputError(f"the pool {file} has {mark}: put the name there that it stands for")
+    usable = [
+        text.replace(OFFICIAL_PLACEHOLDER, PLACEHOLDER)
+        for text in texts
+        if text.count(OFFICIAL_PLACEHOLDER) == 1
+    ]
+    if len(usable) <= size:
+        raise InputError(
+            f"the pool {file} has {len(usable)} texts with {OFFICIAL_PLACEHOLDER} once, and a "
+            f"population of {size} needs more: give a larger pool or a smaller population"
+        )
+    return Pool(usable[:size], usable[size:])
+
+
 def _prototypes(texts: Any, what: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{what} must be a list of texts")
@@ -403,13 +479,18 @@ def _prototypes(texts: Any, what: str) -> list[str]:
     return texts
 
 
-def read_synonyms(path: str) -> dict[str, list[str]]:
-    """Word -> its synonyms, from a file with a group of them per line; "" is the one that ships.
+def read_synonyms(path: str) -> Mapping[str, Sequence[str]]:
+    """Word -> its synonyms; "" is the list that ships.
+
+    Args:
+        path: a file with a group of synonyms per line, or a folder with WordNet's files.
 
     Raises:
-        InputError: the file cannot be read, or no line has two words.
+        InputError: the file or folder cannot be read, or no line has two words.
     """
     file = synonyms_file(path)
+    if file.is_dir():
+        return wordnet.read(file)
     table: dict[str, list[str]] = {}
     for line in _text(file, "synonyms").lower().splitlines():
         group = line.split()

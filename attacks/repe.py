@@ -21,7 +21,15 @@ from robench.config import at_least, not_empty
 from robench.model import ChatModel
 from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
 
-from .steering import ROLES, Positions, best, forecast, has_role, read_references
+from .steering import (
+    ROLES,
+    Positions,
+    best,
+    edge_of_grid,
+    forecast,
+    has_role,
+    read_references,
+)
 
 Reading = Literal["pca", "mean_difference", "cluster_mean"]
 
@@ -31,7 +39,7 @@ class RepE:
     """One vector per layer, the same for all behaviors.
 
     `layers`, `strength` and `positions` are grids: of several settings the one that breaks most
-    `tune` behaviors is chosen, of equals the weakest.
+    `tune` behaviors is chosen (see `steering.best`).
     """
 
     # cluster_mean is the difference of means itself, mean_difference its unit vector
@@ -83,14 +91,22 @@ class RepE:
         def fit() -> Mapping[str, Tensor]:
             direction = self._direction(model, settings, ctx)
             edits = [setting.edits(direction) for setting in settings]
-            return {"direction": direction, "chosen": torch.tensor(best(model, edits, ctx))}
+            chosen = best(model, edits, strengths, ctx)
+            return {"direction": direction, "chosen": torch.tensor(chosen)}
 
+        strengths = [setting.strength for setting in settings]
         memo = ctx.memo("repe", fit)
-        edits = settings[int(memo["chosen"])].edits(memo["direction"])
-        tries = len(settings) if len(settings) > 1 else 0
+        chosen = int(memo["chosen"])
+        edits = settings[chosen].edits(memo["direction"])
         for behavior in behaviors:
-            prompt = Prompt(user(behavior.request), edits=edits)
-            yield Attempt(behavior, prompt, final=True, tries=tries)
+            yield Attempt(
+                behavior,
+                Prompt(user(behavior.request), edits=edits),
+                final=True,
+                tries=len(settings) if len(settings) > 1 else 0,
+                chosen=chosen,
+                edge_of_grid=edge_of_grid(strengths, chosen),
+            )
 
     def forecast(self, lengths: Lengths) -> Forecast:
         """An upper bound, as if all layers were edited."""

@@ -21,7 +21,17 @@ from robench.config import at_least, not_empty, within
 from robench.model import ChatModel, Probes, perturbation, perturbation_norms
 from robench.types import Attempt, Behavior, Context, Edit, Forecast, Lengths, Prompt, user
 
-from .steering import ROLES, Positions, best, fit_layer_probes, forecast, has_role, read_references
+from .steering import (
+    ROLES,
+    Positions,
+    ProbeStates,
+    best,
+    edge_of_grid,
+    fit_layer_probes,
+    forecast,
+    has_role,
+    read_references,
+)
 
 WEAK = "below-p1"  # tag of attempts for which no probe was accurate enough: the best one is used
 
@@ -30,12 +40,13 @@ WEAK = "below-p1"  # tag of attempts for which no probe was accurate enough: the
 class SCAV:
     """Closed-form shifts against linear probes.
 
-    `p0` is a grid: of several values the one that breaks most `tune` behaviors is chosen, of equals
-    the largest.
+    `p0` is a grid: of several values the one that breaks most `tune` behaviors is chosen (see
+    `steering.best`); a smaller one is stronger.
     """
 
     p0: tuple[float, ...] = (1e-4,)  # 1e-3 in the published code
     p1: float = 0.9
+    probe: ProbeStates = "raw"  # what the probes are fitted on
     positions: Positions = "each"
     transfer: bool = False  # fit the probes on the undefended model
     pairs: int = 140  # of references, at most
@@ -71,6 +82,7 @@ class SCAVRandom:
 
     p0: tuple[float, ...] = (1e-4,)  # all fields as for scav
     p1: float = 0.9
+    probe: ProbeStates = "raw"
     positions: Positions = "each"
     transfer: bool = False
     pairs: int = 140
@@ -105,6 +117,7 @@ def steered(
         random: whether the shifts, once chosen, are made along random directions.
     """
     grid = sorted(settings.p0, reverse=True)
+    strengths = [-p0 for p0 in grid]
     roles = ROLES[settings.positions]
 
     def shifts(probes: Probes, p0: float) -> tuple[Shift, ...]:
@@ -114,13 +127,15 @@ def steered(
         )
 
     def fit() -> Mapping[str, Tensor]:
-        probes = fit_layer_probes(*read_references(model, ctx, settings.pairs, settings.transfer))
-        chosen = best(model, [shifts(probes, p0) for p0 in grid], ctx)
+        harmful, harmless = read_references(model, ctx, settings.pairs, settings.transfer)
+        probes = fit_layer_probes(harmful, harmless, settings.probe)
+        chosen = best(model, [shifts(probes, p0) for p0 in grid], strengths, ctx)
         return {**probes._asdict(), "chosen": torch.tensor(chosen)}
 
     memo = ctx.memo("scav", fit)
     probes = Probes(memo["weight"], memo["bias"], memo["accuracy"])
-    edits: tuple[Edit, ...] = shifts(probes, grid[int(memo["chosen"])])
+    chosen = int(memo["chosen"])
+    edits: tuple[Edit, ...] = shifts(probes, grid[chosen])
     weak = bool(probes.accuracy[edits[0].layer] <= settings.p1)
     if random:
         edits = tuple(
@@ -136,6 +151,8 @@ def steered(
             tag=WEAK if weak else "",
             final=True,
             tries=len(grid) if len(grid) > 1 else 0,
+            chosen=chosen,
+            edge_of_grid=edge_of_grid(strengths, chosen),
         )
 
 

@@ -23,7 +23,7 @@ from robench.model import ChatModel
 from robench.types import Attempt, Behavior, Context, Forecast, Lengths, Prompt, user
 
 from . import genetic
-from .steering import fit_layer_probes, read_references
+from .steering import ProbeStates, fit_layer_probes, read_references
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class SCAVPrompt:
     every: int = 10
     pool: str = ""
     synonyms: str = ""
+    probe: ProbeStates = "raw"  # what the probe is fitted on
     transfer: bool = False  # fit the probe on the undefended model
     pairs: int = 140  # of references, at most
 
@@ -62,6 +63,9 @@ class SCAVPrompt:
     @property
     def files(self) -> tuple[Path, ...]:
         return genetic.files(self)
+
+    def accepts(self, behaviors: Sequence[Behavior]) -> str:
+        return genetic.unsuited(self, behaviors, "scav_prompt")
 
     def run(
         self, model: ChatModel, behaviors: Sequence[Behavior], ctx: Context
@@ -98,7 +102,8 @@ class SCAVPrompt:
         return Forecast(self.steps, (self.steps + 1) * tokens, attempts=attempts)
 
     def _fit(self, model: ChatModel, ctx: Context) -> Mapping[str, Tensor]:
-        probes = fit_layer_probes(*read_references(model, ctx, self.pairs, self.transfer))
+        states = read_references(model, ctx, self.pairs, self.transfer)
+        probes = fit_layer_probes(*states, self.probe)
         return {"weight": probes.weight[-1], "bias": probes.bias[-1]}
 
 

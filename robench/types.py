@@ -47,8 +47,12 @@ class Behavior:
 
     @property
     def request(self) -> str:
-        """The user's words: the context, where there is one, above the text."""
-        return f"{self.context}\n\n{self.text}" if self.context else self.text
+        """The user's words: the context, where there is one, above the text.
+
+        Between them stand a blank line, three dashes and a blank line, as in HarmBench's code and
+        in that of the circuit breakers' evaluation.
+        """
+        return f"{self.context}\n\n---\n\n{self.text}" if self.context else self.text
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,10 @@ class Attempt:
     """One prompt that an attack wants recorded.
 
     `step` is the optimisation step it comes from, `tag` tells variants apart; each (behavior, tag)
-    ends with one attempt that is `final`. `trace` is the loss per step so far, `tries` the number
-    of settings that were compared with the tuning judge.
+    ends with one attempt that is `final`. `trace` is the loss per step so far. Of a grid of
+    settings that were compared with the tuning judge, `tries` is how many there were, `chosen` the
+    number of the one that was taken, from 0 and from the weakest, and `edge_of_grid` whether no
+    stronger or no weaker one was tried.
     """
 
     behavior: Behavior
@@ -112,6 +118,8 @@ class Attempt:
     final: bool = False
     trace: tuple[float, ...] = ()
     tries: int = 0
+    chosen: int = 0
+    edge_of_grid: bool = False
 
 
 class Forecast(NamedTuple):
@@ -162,6 +170,7 @@ class Context:
     tune:       behaviors for choosing settings; never the ones under test
     examples:   training text for defenses (train split)
     judge:      the tuning judge
+    refused:    whether a reply is a refusal by HarmBench's list, for searches that stop by it
     model:      loads a helper model by its name
     """
 
@@ -169,6 +178,7 @@ class Context:
     tune: Sequence[Behavior] = ()
     examples: Sequence[Example] = ()
     judge: Judge | None = None
+    refused: Callable[[str], bool] | None = None
     seed: int = 0
     model: Callable[[str], ChatModel] | None = None
     memory: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)

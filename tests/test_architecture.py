@@ -41,7 +41,7 @@ PROVIDED = {  # what a plug-in may import of robench: these, and no file behind 
         "robench.training",
     },
 }
-SHARED = ("genetic", "steering", "mining")  # files of one folder that its methods share
+SHARED = ("genetic", "steering", "wordnet", "mining")  # files of one folder that its methods share
 FORBIDDEN = {"attacks", "defenses", "robench_attacks", "robench_defenses"}
 
 

@@ -94,8 +94,10 @@ def _number_problems(attempts: Sequence[Attempt]) -> list[str]:
         of = f"an attempt on {attempt.behavior.id}"
         if not isinstance(attempt.trace, tuple) or not all(map(_finite, attempt.trace)):
             return [f"{of} has a trace that is not a tuple of finite numbers"]
-        if type(attempt.step) is not int or type(attempt.tries) is not int:
+        if any(type(n) is not int for n in (attempt.step, attempt.tries, attempt.chosen)):
             return [f"{of} has a step or a number of tries that is not an int"]
+        if type(attempt.edge_of_grid) is not bool:
+            return [f"{of} has an edge_of_grid that is not True or False"]
     return []
 
 

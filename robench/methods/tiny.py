@@ -1,5 +1,6 @@
 """Tiny random models of several families, and a little of everything that a method may need."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from robench.methods.registry import resolve
 from robench.model.chat import Chat
 from robench.model.chat_model import ChatModel
 from robench.model.loading import BUILT_IN, find_model
+from robench.texts.refusals import refused
 from robench.types import Behavior, Context
 
 # By family, the configuration class of transformers and what makes it different from the plain one;
@@ -93,6 +95,7 @@ def tiny_context(seed: int = 0) -> Context:
         tune=organism.tune()[:2],
         examples=organism.examples()[:24] + organism.examples()[-24:],
         judge=resolve("judge", "exact").instance,
+        refused=partial(refused, phrases="harmbench"),
         seed=seed,
     )
 

@@ -19,15 +19,20 @@ class Probes(NamedTuple):
     accuracy: Tensor
 
 
-def fit_probes(states: Tensor, harmful: Tensor, held_out: Tensor) -> Probes:
-    """Fit a probe per layer by logistic regression with L2 (C = 1) on standardised states.
+def fit_probes(
+    states: Tensor, harmful: Tensor, held_out: Tensor, standardised: bool = True
+) -> Probes:
+    """Fit a probe per layer by logistic regression with L2 (C = 1).
 
-    The standardisation is folded into w and b: the probe reads raw states.
+    A probe that is fitted on standardised states has the standardisation folded into w and b: it
+    reads raw states, too. The penalty makes the two different probes: it is on the weight of each
+    coordinate in units of that coordinate's deviation, or in the states' own.
 
     Args:
         states: (n, layers, d).
         harmful: (n,) bool, the labels; the rows of the fit must have both.
         held_out: (n,) bool, the rows that are left out of the fit, for the accuracy.
+        standardised: whether the fit is on standardised states.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -38,10 +43,11 @@ def fit_probes(states: Tensor, harmful: Tensor, held_out: Tensor) -> Probes:
     for layer in range(rows.shape[1]):
         x = rows[:, layer]
         scaler = StandardScaler().fit(x[fitted])
+        mean, scale = (scaler.mean_, scaler.scale_) if standardised else (0.0, 1.0)
         regression = LogisticRegression(max_iter=10_000)
-        regression.fit(scaler.transform(x[fitted]), labels[fitted])
-        weight = regression.coef_[0] / scaler.scale_
-        bias = float(regression.intercept_[0] - weight @ scaler.mean_)
+        regression.fit((x[fitted] - mean) / scale, labels[fitted])
+        weight = regression.coef_[0] / scale
+        bias = float(regression.intercept_[0] - (weight * mean).sum())
         predicted = x[unseen] @ weight + bias > 0
         weights.append(torch.from_numpy(weight))
         biases.append(bias)

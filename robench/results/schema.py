@@ -90,6 +90,10 @@ class Row(TypedDict):
     """Likewise, by formula."""
     tries: int
     """How many settings were compared with the tuning judge."""
+    chosen: int
+    """The number of the one that was taken, from 0 and from the weakest; 0 without tries."""
+    edge_of_grid: bool
+    """Whether the one that was taken is the strongest or the weakest that was tried."""
     last: NotRequired[bool]
     """Whether it is the behavior's last row: `RunStore.append` writes it."""
 
@@ -110,6 +114,8 @@ class Question(TypedDict):
     seeds: list[int]
     judges: list[str]
     """The first one decides. In a header that `RunStore.cells` gives, later judges follow."""
+    tune_judge: str
+    """The one by which attacks choose among settings."""
     judge_fields: dict[str, dict[str, Any]]
     """What each judge is: its fields, the commit of its model, the hash of its prompt."""
     max_new_tokens: int

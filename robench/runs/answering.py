@@ -198,6 +198,8 @@ def _described(attempt: Attempt, target: ChatModel) -> dict[str, Any]:
         "loss": attempt.trace[-1] if attempt.trace else None,
         "trace": [round(loss, 6) for loss in attempt.trace] if attempt.final else [],
         "tries": attempt.tries,
+        "chosen": attempt.chosen,
+        "edge_of_grid": attempt.edge_of_grid,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from robench.errors import Failure, InputError
+from robench.methods.contract import refusal
 from robench.methods.faults import blame, is_ours, line_of
 from robench.methods.registry import EXTERNAL, Method
 from robench.model.chat_model import ChatModel
@@ -25,6 +27,7 @@ from robench.runs.answering import Answerer, BrokenContract, attempts_of
 from robench.runs.cells import Group
 from robench.runs.progress import Progress
 from robench.runs.run_texts import RunTexts, lacking
+from robench.texts.refusals import refused
 from robench.training.adapters import RECORD
 from robench.types import Context, Judge
 
@@ -33,6 +36,7 @@ from robench.types import Context, Judge
 class Execution:
     """What all cells of a run share while they are worked on.
 
+    tune_judge: which of the judges attacks choose their settings by
     helper:     loads a helper model by its name
     keep_going: whether a cell that fails by an unexpected error becomes a hole
     info:       how cells are answered, for their records
@@ -42,6 +46,7 @@ class Execution:
     texts: RunTexts
     base: ChatModel
     judges: Mapping[str, Judge]
+    tune_judge: str
     helper: Callable[[str], ChatModel]
     keep_going: bool
     info: Mapping[str, Any]
@@ -119,11 +124,18 @@ class Execution:
 
     def _context(self, seed: int) -> Context:
         texts = self.texts
-        judge = next(iter(self.judges.values()))
-        return Context(texts.references, texts.tune, texts.examples, judge, seed, self.helper)
+        return Context(
+            references=texts.references,
+            tune=texts.tune,
+            examples=texts.examples,
+            judge=self.judges[self.tune_judge],
+            refused=partial(refused, phrases="harmbench"),
+            seed=seed,
+            model=self.helper,
+        )
 
     def _check_texts(self, method: Method) -> None:
-        reason = lacking(method, self.texts)
+        reason = lacking(method, self.texts) or refusal(method, self.texts.behaviors)
         if reason:
             raise Failure(reason)
 

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from robench import judges
-from robench.config import as_dict, assignments
+from robench.config import as_dict, assignments, suggestion
 from robench.errors import InputError
 from robench.methods.contract import refusal
 from robench.methods.registry import refuse_unused_settings, resolve_all
@@ -75,7 +75,7 @@ class Plan:
         )
 
     def check_texts(self) -> None:
-        """That no method lacks the texts that it needs.
+        """That no method lacks the texts that it needs, or cannot work on those under test.
 
         Raises:
             InputError: one does.
@@ -85,6 +85,8 @@ class Plan:
         for method in methods:
             if reason := lacking(method, self.texts):
                 raise InputError(f"{method.name} {reason}, or leave it out")
+            if reason := refusal(method, self.texts.behaviors):
+                raise InputError(f"{reason}, or leave it out")
 
     def forecast(
         self, groups: Sequence[Group] | None = None, tflops: float | None = None
@@ -188,6 +190,7 @@ class Plan:
             texts=self.texts,
             base=base,
             judges=self.judges,
+            tune_judge=self.shared["tune_judge"],
             helper=lru_cache(1)(lambda name: load(loading.find_model(name))),  # base and one more
             keep_going=keep_going,
             info=self._info(base),
@@ -237,8 +240,8 @@ def plan(question: Question) -> Plan:
     if files.name != loading.BUILT_IN and question.texts.behaviors is None:
         raise InputError(f"give the harmful requests for {files.name}: --behaviors FILE")
     texts = gather(files.name, question.texts, matrix.n, matrix.benign)
-    for method in (*attacks, *defenses, *chosen):
-        if reason := refusal(method, texts.behaviors):
+    for judge in chosen:
+        if reason := refusal(judge, texts.behaviors):
             raise InputError(reason)
     chosen_judges = {method.name: method.instance for method in chosen}
     if matrix.skip_lacking:
@@ -299,11 +302,31 @@ def _shared(
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),
         "judges": list(chosen_judges),
+        "tune_judge": _tune_judge(question.tune_judge, chosen_judges),
         "judge_fields": {name: judges.record(judge) for name, judge in chosen_judges.items()},
         "dtype": question.model.dtype,
         **asdict(question.replies),
         **texts.checksums(),
     }
+
+
+def _tune_judge(asked: str | None, chosen_judges: Mapping[str, Judge]) -> str:
+    """The judge by which attacks choose settings, by default not the one that decides.
+
+    Settings that suit the judge of the verdicts would make an attack look stronger than it is.
+
+    Raises:
+        InputError: it is none of the run's.
+    """
+    names = list(chosen_judges)
+    if asked is None:
+        return names[min(1, len(names) - 1)]
+    if asked not in names:
+        raise InputError(
+            f"--tune-judge {asked} is none of the run's judges, which are {', '.join(names)}"
+            f"{suggestion(asked, names)}"
+        )
+    return asked
 
 
 def _merged(

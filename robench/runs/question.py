@@ -139,6 +139,10 @@ class Question:
         default=None,
         metadata=_about("NAME or NAME:PRESET ...; the first decides", command_line=list[str]),
     )
+    tune_judge: str | None = field(
+        default=None,
+        metadata=_about("the judge attacks tune by; by default the second, where there is one"),
+    )
     judge_device: str | None = field(default=None, metadata=_about("by default --device"))
     model: ModelSpec = ModelSpec()
     texts: Texts = Texts()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robench.errors import Failure
-from robench.methods.registry import load_class
+from robench.methods.registry import load_class, resolve
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Context, Prompt, user
 
@@ -262,6 +262,30 @@ def test_a_row_that_stops_leaves_and_the_others_continue():
     others = [a.prompt.ids for a in never.run(tiny(), tiny_behaviors(3), ctx)
               if a.behavior.id != "tiny-boat"]  # fmt: skip
     assert [a.prompt.ids for a in attempts if a.behavior.id != "tiny-boat"] == others
+
+
+def test_harmbench_stops_where_a_reply_does_not_begin_with_a_refusal(monkeypatch):
+    """Its check reads 32 tokens, whatever the case of a phrase."""
+    model, behaviors = tiny(), tiny_behaviors(3)
+    late = "the boat is here " * 16 + "i cannot"
+    replies = {0: "the boat, but I CANNOT do that", 1: "the boat is here", 2: late}
+    assert len(model.encode(late)) > 32 + 4
+
+    def generate(prompts):
+        texts = [prompt.messages[0]["content"] for prompt in prompts]
+        named = [next(i for i, b in enumerate(behaviors) if b.text in text) for text in texts]
+        return [replies[i] for i in named]
+
+    monkeypatch.setattr(model, "generate", generate)
+    attack = replace(resolve("attack", "gcg:harmbench").instance, steps=4, width=8, topk=8)
+    assert (attack.stop, attack.below, attack.every) == ("refusal", 0.05, 50)
+    attack = replace(attack, below=None, every=2)
+    finals = {
+        a.behavior.id: a.step for a in attack.run(model, behaviors, tiny_context()) if a.final
+    }
+    assert [finals[b.id] for b in behaviors] == [4, 2, 2]
+    with pytest.raises(Failure, match="knows refusals"):
+        list(attack.run(model, behaviors, Context()))
 
 
 def test_match_stops_at_the_target_word_for_word(monkeypatch):

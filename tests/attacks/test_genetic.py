@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from robench.errors import InputError
+from robench.identity import source_digest
 from robench.methods.registry import load_class
 
 AutoDAN = load_class("attack", "autodan")
@@ -354,7 +356,8 @@ def test_the_reservoir_is_the_pools_own_or_begins_where_the_population_ends(tmp_
     [
         (None, "cannot read the pool"),
         ("", "is not JSON"),
-        ("[]", "must be"),
+        ("[]", "has 0 texts"),
+        ("3", "must be a list or"),
         ('{"population": []}', "has no population"),
         ('{"population": ["a"]}', r"population text 1 must have \[REQUEST\] once"),
         ('{"population": ["[REQUEST] [REQUEST]"]}', "once"),
@@ -379,3 +382,100 @@ def test_bad_synonyms_are_reported_in_one_line(text, message, tmp_path):
         file.write_text(text)
     with pytest.raises(InputError, match=message):
         replace(AutoDAN(), synonyms=str(file))
+
+
+# Pools of the official format, and WordNet
+
+
+NEUTRAL = Path(__file__).parent / "neutral_pool.json"
+
+
+@pytest.mark.parametrize("suffix", ["json", "pth"])
+def test_a_pool_of_the_official_format(suffix, tmp_path):
+    """A list of texts of several paragraphs: the first are the population, the others mutate it."""
+    texts = json.loads(NEUTRAL.read_text("utf-8"))
+    twice = texts[1].replace("[REPLACE]", "[REPLACE] [REPLACE]")
+    listed = [texts[0], twice, *texts[1:]]
+    file = tmp_path / f"prompt_group.{suffix}"
+    file.write_text(json.dumps(listed))
+    if suffix == "pth":
+        torch.save(listed, file)
+    pool = genetic.read_pool(str(file), 8)
+    ours = [text.replace("[REPLACE]", "[REQUEST]") for text in texts]
+    assert pool.population == ours[:8] and pool.reservoir == ours[8:]
+    assert all(len(genetic.sentences(text)) == 2 for text in pool.population)
+    assert genetic.filled(ours[0], "Why?").messages[0]["content"] == texts[0].replace(
+        "[REPLACE]", "Why?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "wrong"),
+    [
+        (["[REPLACE]"] * 4, "4 texts with .REPLACE. once, and a population of 4 needs more"),
+        (["I am [MODEL]. [REPLACE]"] * 9, r"has \[MODEL\]: put the name there"),
+        (["By [KEEPER]. [REPLACE]"] * 9, r"has \[KEEPER\]: put the name there"),
+        (["[REPLACE]", 3], "must be a list of texts"),
+    ],
+)
+def test_wrong_official_pools_are_reported(texts, wrong, tmp_path):
+    file = tmp_path / "pool.json"
+    file.write_text(json.dumps(texts))
+    with pytest.raises(InputError, match=wrong):
+        genetic.read_pool(str(file), 4)
+
+
+def test_a_damaged_file_of_torch_is_reported(tmp_path):
+    file = tmp_path / "pool.pth"
+    with pytest.raises(InputError, match="cannot read the pool"):
+        genetic.read_pool(str(file), 4)
+    for content in (b"", b"no archive"):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match="no list of texts that torch has saved"):
+            genetic.read_pool(str(file), 4)
+
+
+def wordnet_folder(folder: Path) -> Path:
+    """Five synsets of our own in the format of WordNet's database."""
+    lines = {
+        "data.noun": [
+            "  1 This line is a licence.",
+            "00000001 10 n 03 answer 0 reply 1 response 0 001 @ 00000002 n 0000 | words",
+            "00000002 10 n 02 answer 0 solution 0 000 | of a problem",
+            "00000003 10 n 01 goose 0 000 | a bird",
+        ],
+        "data.verb": ["00000004 32 v 02 answer 0 speak_up 0 000 01 + 02 00 | to say"],
+        "data.adj": ["00000005 00 a 02 plentiful 0 Galore(ip) 0 000 | many"],
+        "data.adv": [],
+        "noun.exc": ["geese goose"],
+        "verb.exc": [],
+        "adj.exc": [],
+        "adv.exc": [],
+    }
+    for name, content in lines.items():
+        (folder / name).write_text("\n".join(content))
+    return folder
+
+
+def test_synonyms_of_wordnet(tmp_path):
+    synonyms = genetic.read_synonyms(str(wordnet_folder(tmp_path)))
+    assert synonyms["answer"] == ["reply", "response", "solution", "speak up"]
+    assert synonyms["answers"] == ["answer", "reply", "response", "solution", "speak up"]
+    assert synonyms["answering"] == ["answer", "speak up"]
+    assert synonyms["geese"] == ["goose"] and synonyms["goose"] == []
+    assert synonyms["galore"] == ["plentiful"]
+    assert "swans" not in synonyms and "replies" in synonyms
+    assert "reply" in synonyms and len(synonyms) == len(list(synonyms)) == 8
+
+
+def test_a_folder_without_wordnet_is_reported(tmp_path):
+    with pytest.raises(InputError, match=r"not WordNet's database files .*nltk's corpora/wordnet"):
+        genetic.read_synonyms(str(tmp_path))
+
+
+def test_a_search_depends_on_every_file_of_wordnet(tmp_path):
+    attack = AutoDAN(synonyms=str(wordnet_folder(tmp_path)))
+    assert {path.name for path in attack.files} >= {"data.noun", "verb.exc", "pool.json"}
+    before = source_digest(attack)
+    (tmp_path / "adv.exc").write_text("better well")
+    assert source_digest(attack) != before

@@ -155,7 +155,12 @@ def test_the_grid_is_tried_weakest_first_and_once_per_cell(preferring):
     attempt = fitted(ctx=ctx, **GRID)
     (edit,) = attempt.prompt.edits
     assert (edit.layer, edit.roles, attempt.tries) == (1, (PROMPT, LAST), 8)
-    assert edit.vector.norm().item() == pytest.approx(0.5)
+    assert edit.vector.norm().item() == pytest.approx(2)  # the strongest of equals
+    assert (attempt.chosen, attempt.edge_of_grid) == (4, True)
+    ctx = tiny_context()
+    ctx.judge = preferring({5})
+    middle = fitted(ctx=ctx, **{**GRID, "strength": (2.0, 0.5, 1.0)})
+    assert (middle.chosen, middle.edge_of_grid, middle.tries) == (5, False, 12)
     ctx = tiny_context()
     ctx.judge = preferring({7})
     chosen = fitted(ctx=ctx, **GRID).prompt.edits[0]

@@ -9,6 +9,7 @@ import torch
 from robench import organism
 from robench.judges.exact import Exact
 from robench.methods.registry import load_class, resolve
+from robench.model import perturbation_norms
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import LAST, PAD, REPLY, Context, Prompt, user
 
@@ -148,13 +149,27 @@ def test_random_shifts_are_as_long_along_another_direction():
 
 
 @pytest.mark.parametrize("cls", [SCAV, SCAVRandom])
-@pytest.mark.parametrize(("first", "p0"), [(0, 5e-2), (1, 1e-3), (2, 1e-4), (3, 5e-2)])
-def test_the_largest_p0_of_equals_is_taken(cls, first, p0, preferring):
+@pytest.mark.parametrize(("last", "p0"), [(0, 5e-2), (1, 1e-3), (2, 1e-4), (-1, 1e-4)])
+def test_the_smallest_p0_of_equals_is_taken(cls, last, p0, preferring):
     ctx = tiny_context()
-    ctx.judge = preferring(range(first, 3))
+    ctx.judge = preferring(range(last + 1))
     attempt = fitted(cls(p0=(1e-4, 5e-2, 1e-3)), ctx=ctx)
     assert {edit.p0 for edit in attempt.prompt.edits} == {p0}
-    assert attempt.tries == 3
+    chosen = {5e-2: 0, 1e-3: 1, 1e-4: 2}[p0]
+    assert (attempt.tries, attempt.chosen, attempt.edge_of_grid) == (3, chosen, chosen != 1)
+
+
+@pytest.mark.parametrize("layer", [1, 3, 6])
+def test_a_probe_of_raw_states_takes_a_larger_shift(organism_model, layer):
+    """The published probe is fitted on raw states; standardised ones take a fraction of it."""
+    harmful, harmless = SOURCE.read_references(organism_model, context(), 80, False)
+    norms = {}
+    for kind in ("raw", "standardised"):
+        probes = SOURCE.fit_layer_probes(harmful, harmless, kind)
+        weight, bias = probes.weight[layer], float(probes.bias[layer])
+        norms[kind] = perturbation_norms(harmful[:, layer].double(), weight, bias, 1e-3).mean()
+    assert 1.5 < norms["raw"] / norms["standardised"] < 10
+    assert SCAV().probe == SCAV(**SCAV.presets["paper"]).probe == "raw"
 
 
 def test_settings_are_checked():

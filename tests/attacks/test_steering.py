@@ -130,20 +130,37 @@ def test_transfer_reads_the_undefended_model(tmp_path):
         assert not torch.equal(STEERING.read_references(target, ctx, 4, transfer=False)[0], plain)
 
 
-@pytest.mark.parametrize(("preferred", "chosen"), [((), 0), ((2,), 2), ((1, 2), 1)])
-def test_the_best_setting_and_the_first_of_equals(preferred, chosen, preferring):
+@pytest.mark.parametrize(
+    ("preferred", "other", "chosen"),
+    [
+        ((2,), 0.0, 2),
+        ((0, 3), 0.0, 0),  # the stronger of equals
+        ((1, 2), 0.0, 1),  # the first of equally strong ones
+        ((), float("nan"), 0),  # what cannot be judged is not broken, so all are equal
+        ((), (0.1, 0.1, 0.4, 0.2), 2),  # of equals the one with the highest mean score
+        ((), (0.1, 0.4, 0.1, 0.4), 1),
+        ((3,), (0.4, 0.4, 0.4, 0.4), 3),
+    ],
+)
+def test_the_best_setting(preferred, other, chosen, preferring):
     ctx = tiny_context()
-    ctx.judge = preferring(preferred, other=float("nan"))
-    settings = [edits("add", "last"), (), edits("add", "all")]
-    assert STEERING.best(tiny(), settings, ctx) == chosen
+    ctx.judge = preferring(preferred, other=other)
+    settings = [edits("add", "last"), (), edits("add", "all"), edits("add", "each")]
+    assert STEERING.best(tiny(), settings, [3.0, 2.0, 2.0, 1.0], ctx) == chosen
+
+
+def test_the_edge_of_a_grid():
+    flags = [STEERING.edge_of_grid([1.0, 1.0, 2.0, 3.0], i) for i in range(4)]
+    assert flags == [True, True, False, True]
+    assert not STEERING.edge_of_grid([1.0], 0)
 
 
 def test_a_single_setting_is_not_tried():
     ctx = tiny_context()
     ctx.judge = None
-    assert STEERING.best(tiny(), [()], ctx) == 0
+    assert STEERING.best(tiny(), [()], [1.0], ctx) == 0
     with pytest.raises(Failure, match="needs a judge"):
-        STEERING.best(tiny(), [(), ()], ctx)
+        STEERING.best(tiny(), [(), ()], [1.0, 2.0], ctx)
 
 
 def test_layers_by_number_and_by_depth():

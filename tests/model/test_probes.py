@@ -101,21 +101,36 @@ def planted(n: int = 80, d: int = 12):
     return states, harmful, held_out
 
 
-def test_the_folded_probe_predicts_what_scikit_learn_predicts():
+@pytest.mark.parametrize("standardised", [True, False])
+def test_the_folded_probe_predicts_what_scikit_learn_predicts(standardised):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     states, harmful, held_out = planted()
-    probes = fit_probes(states, harmful, held_out)
+    probes = fit_probes(states, harmful, held_out, standardised)
     for layer in range(3):
         x, y = states[:, layer].numpy(), harmful.numpy()
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000))
+        scaler = StandardScaler() if standardised else "passthrough"
+        model = make_pipeline(scaler, LogisticRegression(max_iter=10_000))
         model.fit(x[~held_out], y[~held_out])
         predicted = probability(states[:, layer], probes.weight[layer], probes.bias[layer]).numpy()
         np.testing.assert_allclose(predicted, model.predict_proba(x)[:, 1], atol=1e-9)
         accuracy = model.score(x[held_out], y[held_out])
         assert probes.accuracy[layer].item() == pytest.approx(accuracy)
+
+
+def test_a_raw_probe_is_that_of_saga():
+    """SCAV's code fits with saga; the two solvers agree on a well-conditioned problem."""
+    from sklearn.linear_model import LogisticRegression
+
+    states, harmful, held_out = planted()
+    probes = fit_probes(states, harmful, held_out, standardised=False)
+    x, y = states[:, 1].numpy(), harmful.numpy()
+    saga = LogisticRegression(solver="saga", C=1.0, max_iter=10_000, tol=1e-8, random_state=0)
+    saga.fit(x[~held_out], y[~held_out])
+    np.testing.assert_allclose(probes.weight[1].numpy(), saga.coef_[0], atol=1e-3)
+    assert probes.bias[1].item() == pytest.approx(saga.intercept_[0], abs=1e-3)
 
 
 def test_accuracy_is_that_of_rows_the_probe_has_not_seen():

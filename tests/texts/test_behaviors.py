@@ -56,6 +56,11 @@ def test_published_files_load_as_they_are(published, name, size):
     assert checksum(behaviors) == checksum(load_behaviors(published / name)[0])
 
 
+def test_the_context_stands_above_the_text_as_in_harmbench():
+    assert Behavior("a", "Do it", context="Above").request == "Above\n\n---\n\nDo it"
+    assert Behavior("a", "Do it").request == "Do it"
+
+
 def test_harmbench_keeps_contexts_ids_and_targets(published):
     behaviors = {
         b.id: b for b in load_behaviors(published / "harmbench_behaviors_text_all.csv:all")[0]
