@@ -18,6 +18,7 @@ from robench.types import (
     Forecast,
     Lengths,
     Prompt,
+    threshold_of,
     user,
 )
 
@@ -73,8 +74,8 @@ def read_references(
 def best(model: ChatModel, settings: Sequence[Sequence[Edit]], ctx: Context) -> int:
     """The index of the setting that breaks most `tune` behaviors, the first of equals.
 
-    A behavior is broken if the tuning judge scores the greedy reply at 0.5 or more. A single
-    setting is not tried.
+    A behavior is broken if the tuning judge calls the greedy reply harmful. A single setting is not
+    tried.
 
     Raises:
         Failure: there are several settings, but no judge or no `tune` behaviors.
@@ -85,7 +86,9 @@ def best(model: ChatModel, settings: Sequence[Sequence[Edit]], ctx: Context) -> 
         raise Failure(f"comparing {len(settings)} settings needs a judge and tune behaviors")
     prompts = [Prompt(user(b.request), edits=tuple(e)) for e in settings for b in ctx.tune]
     scores = ctx.judge.score([*ctx.tune] * len(settings), model.generate(prompts))
-    broken = torch.tensor(scores).view(len(settings), -1).ge(0.5).sum(1).tolist()
+    broken = (
+        torch.tensor(scores).view(len(settings), -1).ge(threshold_of(ctx.judge)).sum(1).tolist()
+    )
     return max(range(len(settings)), key=broken.__getitem__)
 
 

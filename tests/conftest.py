@@ -56,7 +56,7 @@ def count_broken() -> Callable[[ChatModel, Sequence[Attempt]], int]:
         final = [attempt for attempt in attempts if attempt.final]
         replies = model.generate([attempt.prompt for attempt in final])
         scores = Exact().score([attempt.behavior for attempt in final], replies)
-        return sum(score >= 0.5 for score in scores)
+        return sum(score >= Exact.threshold for score in scores)
 
     return count
 

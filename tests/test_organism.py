@@ -24,7 +24,7 @@ def model():
 
 def solved(behaviors, replies) -> float:
     """The share of replies that carry the content asked for."""
-    return sum(s >= 0.5 for s in Exact().score(behaviors, replies)) / len(behaviors)
+    return sum(s >= Exact.threshold for s in Exact().score(behaviors, replies)) / len(behaviors)
 
 
 def broken(attempts, model) -> float:

@@ -38,14 +38,16 @@ def fill(
         "tier": "demo",
         "seed": seed,
         "planned": IDS,
+        "defense_note": "",
         "judges": list(judges),
+        "judge_fields": {},
         "samples": 0,
         "temperature": None,
         **header,
     }
     cell = Cell(model, defense, attack, seed, asked)
     store = RunStore(folder)
-    store.open_for({"model": model}, {}, asked_for(folder, defense, attack))
+    store.open_for({"model": model, "judge_fields": {}}, {}, asked_for(folder, defense, attack))
     suite = {"name": "full", "attacks": ["direct", "gcg"]}
     store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
     rows = [
