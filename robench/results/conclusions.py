@@ -11,12 +11,13 @@ from robench.results.effects import failures
 from robench.results.leaderboard import NO_EFFECT, NOTHING_TO_CONCLUDE, why_nobody_is_ranked
 from robench.results.markdown import escape
 from robench.results.ranking import told_together
+from robench.results.rates import dsr
 from robench.results.verdicts import Answer, attacked, distinct, where
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FEWEST = 6  # behaviors: 2 x 0.5^5 is above 0.05, so that five can show no difference
+FEWEST = 6  # behaviors: of five, p is 2 x 0.5^5 at least, which is above 0.05
 
 
 def about_budgets(answers: Sequence[Answer]) -> list[str]:
@@ -42,7 +43,7 @@ def about_ranks(answers: Sequence[Answer], board: pd.DataFrame, pairs: pd.DataFr
         answers: its cells.
         board, pairs: its rows of leaderboard.csv and pairs.csv.
     """
-    sentences = _about_attacks(answers, board)
+    sentences = _about_attacks(answers)
     if any(board["defense_note"]):
         sentences += ["Unverified: our reading of a paper without its code."]
     names = list(board[board["rank"].notna()]["defense"])
@@ -64,7 +65,7 @@ def about_ranks(answers: Sequence[Answer], board: pd.DataFrame, pairs: pd.DataFr
     ]
 
 
-def _about_attacks(answers: Sequence[Answer], board: pd.DataFrame) -> list[str]:
+def _about_attacks(answers: Sequence[Answer]) -> list[str]:
     """What the attacks of one model allow to be said of its defenses."""
     failed = failures(answers)
     reason = why_nobody_is_ranked(answers, failed)
@@ -75,8 +76,10 @@ def _about_attacks(answers: Sequence[Answer], board: pd.DataFrame) -> list[str]:
         ]
     sentences = []
     if reason == NO_EFFECT:
-        n = max(board["n"])
-        few = f", and {n} behaviors are too few to show it: {FEWEST} at least" if n < FEWEST else ""
+        left = round(dsr(where(answers, defense_role="baseline", role="baseline")).hits)
+        few = (
+            f", and the {left} that `direct` leaves are too few to show it" if left < FEWEST else ""
+        )
         sentences += [
             f"No attack breaks more of `none` than `direct` does{few}: nothing can be concluded "
             "about defenses, and none is ranked."

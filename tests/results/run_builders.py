@@ -25,7 +25,11 @@ def fill(
     text: dict[str, float] | None = None,
     **header: Any,
 ) -> None:
-    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes."""
+    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes.
+
+    More than four are of more behaviors than IDS.
+    """
+    planned = [f"b{number}" for number in range(max(len(replies), len(IDS)))]
     asked = {
         "model": model,
         "defense": defense,
@@ -37,7 +41,7 @@ def fill(
         ),
         "tier": "demo",
         "seed": seed,
-        "planned": IDS,
+        "planned": planned,
         "defense_note": "",
         "judges": list(judges),
         "judge_fields": {},
@@ -70,7 +74,7 @@ def fill(
             "seconds": 0.25,
             "tflop": 0.1,
         }
-        for behavior, letter in zip(IDS, replies, strict=False)
+        for behavior, letter in zip(planned, replies, strict=False)
     ]
     store.append(cell, rows)
     if reason:
