@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from robench.results.store import Cell, RunStore
 
+LAST = 4  # the step of final attempts
 IDS = [f"b{number}" for number in range(4)]
 
 
@@ -23,11 +25,13 @@ def fill(
     judges: tuple[str, ...] = ("exact", "keyword"),
     draws: str = "",
     text: dict[str, float] | None = None,
+    early: Sequence[tuple[int, str]] = (),
     **header: Any,
 ) -> None:
     """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes.
 
-    More than four are of more behaviors than IDS.
+    More than four are of more behaviors than IDS. Final attempts are at step 4; each behavior has
+    the attempts `early` before it, each a step and a letter.
     """
     planned = [f"b{number}" for number in range(max(len(replies), len(IDS)))]
     asked = {
@@ -59,9 +63,9 @@ def fill(
             "behavior": behavior,
             "category": "fraud",
             "harmful": attack != "benign",
-            "step": 3,
+            "step": step,
             "tag": "",
-            "final": True,
+            "final": step == LAST,
             "access": "text",
             "reply": "words",
             "scores": dict.fromkeys(judges, {"?": None}.get(letter, float(letter in "HY"))),
@@ -74,7 +78,8 @@ def fill(
             "seconds": 0.25,
             "tflop": 0.1,
         }
-        for behavior, letter in zip(planned, replies, strict=False)
+        for behavior, final in zip(planned, replies, strict=False)
+        for step, letter in (*early, (LAST, final))
     ]
     store.append(cell, rows)
     if reason:
