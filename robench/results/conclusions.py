@@ -102,7 +102,8 @@ def _least(group: Sequence[str], p_values: dict[frozenset[str], float]) -> str:
     inside = [p for pair, p in p_values.items() if pair <= set(group) and not math.isnan(p)]
     if not inside:
         return "nothing in common to compare"
-    return f"p {'=' if len(group) == 2 else '>='} {min(inside):.2g}"
+    least = min(inside)
+    return f"p {'=' if len(group) == 2 or least == 1 else '>='} {least:.2g}"
 
 
 def _listed(names: Sequence[str]) -> str:
