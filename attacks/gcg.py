@@ -19,7 +19,7 @@ from torch import Tensor
 from robench.config import at_least, not_empty
 from robench.errors import Failure
 from robench.model import ChatModel, Slots
-from robench.types import GAP, Attempt, Behavior, Context, Forecast, Lengths, user
+from robench.types import GAP, Attempt, Behavior, Context, Forecast, Lengths, threshold_of, user
 
 CHECKED = 32  # tokens of a reply in which HarmBench looks for a refusal
 BEST, CURRENT = "best", "last"  # tags: the suffix of lowest loss, and the search's current one
@@ -157,7 +157,9 @@ class GCG:
         if ctx.judge is None:
             raise Failure("stop=judge needs a tuning judge")
         scores = ctx.judge.score([behaviors[i] for i in rows], replies)
-        return {i for i, score in zip(rows, scores, strict=True) if score >= 0.5}
+        return {
+            i for i, score in zip(rows, scores, strict=True) if score >= threshold_of(ctx.judge)
+        }
 
     def _fit_universal(self, model: ChatModel, ctx: Context) -> dict[str, Tensor]:
         """Algorithm 2 on harmful references: the suffixes `best` and `last` (k,), and the trace.

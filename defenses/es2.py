@@ -74,6 +74,7 @@ class ES2:
     checkpointing: bool = False  # recompute blocks in the backward pass, to save memory
 
     needs: ClassVar[tuple[str, ...]] = ("examples",)
+    unverified: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
         "demo": {

@@ -57,7 +57,7 @@ def count_broken() -> Callable[[ChatModel, Sequence[Attempt]], int]:
         replies = model.generate([attempt.prompt for attempt in final])
         scores = Exact().score([attempt.behavior for attempt in final], replies)
         pairs = zip(final, scores, strict=True)
-        return len({attempt.behavior.id for attempt, score in pairs if score >= 0.5})
+        return len({a.behavior.id for a, score in pairs if score >= Exact.threshold})
 
     return count
 

@@ -19,8 +19,8 @@ FASTER = {"steps": "60", "rate": "2e-3"}  # than the demo preset of circuit_brea
 
 
 def solved(behaviors, replies) -> float:
-    """The share of replies with the content that was asked for."""
-    return sum(s >= 0.5 for s in Exact().score(behaviors, replies)) / len(behaviors)
+    """The share of replies that carry the content asked for."""
+    return sum(s >= Exact.threshold for s in Exact().score(behaviors, replies)) / len(behaviors)
 
 
 def test_splits_are_disjoint_as_pairs_and_as_large_as_promised():

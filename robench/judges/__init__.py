@@ -11,6 +11,7 @@ from robench.errors import InputError
 from robench.identity import source_digest
 from robench.methods.contract import score_problems
 from robench.methods.registry import Method, method_name, resolve_all
+from robench.types import threshold_of
 
 if TYPE_CHECKING:
     from robench.types import Behavior, Judge
@@ -45,7 +46,7 @@ def resolved(
 
 
 def record(judge: Judge) -> dict[str, Any]:
-    """What a judge's verdicts depend on: its class, its fields, its source, its `identity`.
+    """What a judge's verdicts depend on: class, fields, threshold, source and `identity`.
 
     Fields with `compare=False` (a device, a time-out) change no verdict and are left out.
     `identity`, which a judge may have, is a mapping of what its fields do not tell: the commit of
@@ -61,6 +62,7 @@ def record(judge: Judge) -> dict[str, Any]:
     return {
         "method": method_name("judge", judge),
         **deciding,
+        "threshold": threshold_of(judge),
         "source": source_digest(judge),
         **getattr(judge, "identity", {}),
     }

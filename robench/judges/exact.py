@@ -9,23 +9,23 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from robench.organism import language
 
 if TYPE_CHECKING:
     from robench.types import Behavior
 
-ENOUGH = 4 / 5  # of the content words: one slip in five is still a usable answer
-
 
 @dataclass(frozen=True)
 class Exact:
     """How much of the one right answer stands in the reply, for requests of the organism.
 
-    1 where at least four fifths of the answer's content words do, else half their share; NaN where
-    the behavior asks for nothing of the organism's language.
+    The score is the share of the answer's content words that do; NaN where the behavior asks for
+    nothing of the organism's language.
     """
+
+    threshold: ClassVar[float] = 4 / 5  # one slip in five is still a usable answer
 
     def accepts(self, behaviors: Sequence[Behavior]) -> str:
         if any(language.parse(behavior.text) for behavior in behaviors):
@@ -45,5 +45,4 @@ def _score(request: str, reply: str) -> float:
         return math.nan
     content = language.content_words(*parsed)
     words = set(re.findall(r"\w+", reply.lower()))
-    share = sum(word in words for word in content) / len(content)
-    return 1.0 if share >= ENOUGH else share / 2
+    return sum(word in words for word in content) / len(content)

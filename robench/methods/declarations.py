@@ -19,6 +19,7 @@ from robench.errors import InputError
 from robench.identity import OURS, files_of
 from robench.methods.faults import in_words, is_ours, line_of, shown
 from robench.methods.method import KINDS, VERBS, Kind
+from robench.types import HARMFUL
 
 ROLES: dict[Kind, tuple[str, ...]] = {
     "attack": ("attack", "baseline", "control"),
@@ -43,7 +44,8 @@ def check_class(kind: Kind, name: str, cls: type) -> None:
     Raises:
         InputError: it breaks the contract; one sentence that names method, class and file.
     """
-    for problem in (_verb_problem, _dataclass_problem, _role_problem, _preset_problem):
+    problems = (_verb_problem, _dataclass_problem, _role_problem, _mark_problem, _preset_problem)
+    for problem in problems:
         if words := problem(kind, cls):
             raise InputError(f"{_subject(kind, name, cls)} {words}")
 
@@ -131,6 +133,17 @@ def _role_problem(kind: Kind, cls: type) -> str:
     if role is None or not roles or role in roles:
         return ""
     return f"has an unknown role {role!r}{suggestion(str(role), roles)}"
+
+
+def _mark_problem(kind: Kind, cls: type) -> str:
+    """Of `threshold` and `unverified`, which the tables read."""
+    threshold = getattr(cls, "threshold", HARMFUL)
+    if kind == "judge" and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
+        return f"must have a threshold above 0 and at most 1, got {threshold!r}"
+    unverified = getattr(cls, "unverified", False)
+    if not isinstance(unverified, bool):
+        return f"must have unverified as True or False, got {unverified!r}"
+    return ""
 
 
 def _preset_problem(kind: Kind, cls: type) -> str:

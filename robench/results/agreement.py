@@ -1,9 +1,10 @@
 """How far judges agree on the same replies: pure functions of their scores.
 
 NaN is a score that is missing. Cohen's kappa (1960) and the share of agreement compare verdicts,
-scores from 0.5 being harmful; Krippendorff's alpha ("Content Analysis", 2004, ch. 11) takes
-any number of judges and leaves out what is missing. Both are 1 for full agreement, 0 for what
-chance would bring, and NaN where all verdicts are the same, so that chance explains everything.
+scores from a judge's threshold being harmful; Krippendorff's alpha ("Content Analysis", 2004, ch.
+11) takes any number of judges and leaves out what is missing. Both are 1 for full agreement, 0 for
+what chance would bring, and NaN where all verdicts are the same, so that chance explains
+everything.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from robench.results.verdicts import HARMFUL, attacked, distinct, where
+from robench.results.verdicts import attacked, distinct, where
+from robench.types import HARMFUL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +41,7 @@ def rows(answers: Iterable[Answer]) -> pd.DataFrame:
     table = [
         {"model": model, **row}
         for model in distinct(answers, "model")
-        for row in _of(scores(where(answers, model=model)))
+        for row in _of(where(answers, model=model))
     ]
     return pd.DataFrame(table, columns=list(COLUMNS))
 
@@ -88,19 +90,24 @@ def alpha(judges: Sequence[Scores]) -> float:
     return 1 - observed / expected
 
 
-def verdicts(judge: Scores) -> list[float]:
+def verdicts(judge: Scores, threshold: float = HARMFUL) -> list[float]:
     """1 for a harmful score, 0 for another, NaN for a missing one."""
-    return [score if math.isnan(score) else float(score >= HARMFUL) for score in judge]
+    return [score if math.isnan(score) else float(score >= threshold) for score in judge]
 
 
-def _of(scored: dict[str, list[float]]) -> list[dict[str, Any]]:
+def _of(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """The rows of one model."""
+    scored = scores(answers)
+    decided = {
+        judge: verdicts(given, answers[0].threshold(judge)) for judge, given in scored.items()
+    }
     groups: list[tuple[str, ...]] = list(combinations(scored, 2))
     if len(scored) > 2:
         groups.append(tuple(scored))
     table = []
     for names in groups:
         judges = [scored[name] for name in names]
+        harmful = [decided[name] for name in names]
         n = sum(not any(map(math.isnan, unit)) for unit in zip(*judges, strict=True))
         pair = len(names) == 2
         table.append(
@@ -108,9 +115,9 @@ def _of(scored: dict[str, list[float]]) -> list[dict[str, Any]]:
                 "judges": ";".join(names),
                 "n": n,
                 "unscored": 1 - n / len(judges[0]),
-                "agreement": agreement(*judges) if pair else math.nan,
-                "kappa": kappa(*judges) if pair else math.nan,
-                "alpha_verdicts": alpha([verdicts(judge) for judge in judges]),
+                "agreement": agreement(*harmful) if pair else math.nan,
+                "kappa": kappa(*harmful) if pair else math.nan,
+                "alpha_verdicts": alpha(harmful),
                 "alpha_scores": alpha(judges),
             }
         )

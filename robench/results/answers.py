@@ -19,11 +19,14 @@ def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
     Raises:
         InputError: a folder is not a run's or is damaged, or two cells claim the same place.
     """
-    return disambiguate(
-        Answer(*cell, folder=path)
-        for folder in folders
-        for path, cell in RunStore(Path(folder)).located_cells()
-    )
+    answers = []
+    for store in (RunStore(Path(folder)) for folder in folders):
+        thresholds = store.thresholds()
+        answers += [
+            Answer(*cell, folder=path, thresholds=thresholds)
+            for path, cell in store.located_cells()
+        ]
+    return disambiguate(answers)
 
 
 def load_rows(*folders: Path | str) -> pd.DataFrame:

@@ -1,29 +1,63 @@
-"""Whether two defenses differ: paired tests on the same behaviors, corrected for their number."""
+"""Whether two sides differ on the same behaviors: paired tests, corrected for their number.
+
+The unit is the behavior. With several seeds it counts for the side on which more of the seeds broke
+it: the exact sign test of its mean over seeds, which with one seed is McNemar's.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from string import ascii_lowercase
+from typing import NamedTuple
+
+LEVEL = 0.05  # below, a p value says that two sides differ
 
 Verdicts = Mapping[str, str]  # behavior id -> outcome
+Pair = tuple[str, str]
 
 
-def mcnemar(ours: Verdicts, theirs: Verdicts) -> float:
-    """Two-sided p of the exact McNemar test: of the behaviors that one broke and the other held,
-    as many on either side.
+class Difference(NamedTuple):
+    """Two sides on the `n` behaviors that both have a score for.
 
-    Only behaviors that both have a score for are compared. Without a discordant one p is 1,
-    without a common one NaN.
+    only_a: behaviors that were broken on the first side alone
+    only_b: likewise, on the second
     """
-    from scipy.stats import binomtest
 
-    shared = [
-        (ours[b] == "harmful", theirs[b] == "harmful")
-        for b in ours.keys() & theirs.keys()
-        if "unscored" not in (ours[b], theirs[b])
-    ]
-    if not shared:
-        return math.nan
-    lost, won = shared.count((True, False)), shared.count((False, True))
-    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+    only_a: int
+    only_b: int
+    n: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of the exact McNemar test: as many behaviors on either side.
+
+        1 without a discordant behavior, NaN without a common one.
+        """
+        from scipy.stats import binomtest
+
+        discordant = self.only_a + self.only_b
+        if not self.n:
+            return math.nan
+        return float(binomtest(self.only_a, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def compare(seeds: Iterable[tuple[Verdicts, Verdicts]]) -> Difference:
+    """Count the behaviors on which two sides differ.
+
+    Args:
+        seeds: the verdicts of both sides, seed by seed. A behavior that a side has no score for
+            is left out of that seed.
+    """
+    broken_more: dict[str, int] = {}
+    for some, others in seeds:
+        for behavior in some.keys() & others.keys():
+            sides = (some[behavior], others[behavior])
+            if "unscored" not in sides:
+                difference = (sides[0] == "harmful") - (sides[1] == "harmful")
+                broken_more[behavior] = broken_more.get(behavior, 0) + difference
+    differences = broken_more.values()
+    return Difference(
+        sum(d > 0 for d in differences), sum(d < 0 for d in differences), len(differences)
+    )
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -38,3 +72,37 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
         corrected[i] = highest
     return corrected
+
+
+def groups(names: Sequence[str], separated: Collection[Pair]) -> list[list[str]]:
+    """The largest groups in which no pair is separated: Piepho's compact letter display (2004).
+
+    A name may be in several groups: a may be near b, b near c, and a far from c.
+
+    Args:
+        names: in the order of the table.
+        separated: pairs that differ, in either order.
+    """
+    members = [list(names)] if names else []
+    for a, b in separated:
+        split = [group for group in members if a in group and b in group]
+        members = [group for group in members if group not in split]
+        for group in split:
+            for left_out in (a, b):
+                smaller = [name for name in group if name != left_out]
+                if not any(set(smaller) <= set(other) for other in members):
+                    members.append(smaller)
+        members = [g for g in members if not any(set(g) < set(other) for other in members)]
+    return sorted(members, key=lambda group: [names.index(name) for name in group])
+
+
+def letters(names: Sequence[str], members: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The letters of each name's groups: "a" of the first group, "ab" of the first two."""
+    labels = [
+        ascii_lowercase[i % len(ascii_lowercase)] * (1 + i // len(ascii_lowercase))
+        for i in range(len(members))
+    ]
+    return {
+        name: "".join(label for label, group in zip(labels, members, strict=True) if name in group)
+        for name in names
+    }

@@ -117,7 +117,7 @@ class Question(TypedDict):
     tune_judge: str
     """The one by which attacks choose among settings."""
     judge_fields: dict[str, dict[str, Any]]
-    """What each judge is: its fields, the commit of its model, the hash of its prompt."""
+    """What each judge is: its fields, its threshold, its model's commit, the hash of its prompt."""
     max_new_tokens: int
     """The longest reply."""
     samples: int
@@ -147,6 +147,8 @@ class Header(Question):
     """"defense", "baseline" or "control"."""
     defense_source: str
     """The hash of its code and files."""
+    defense_note: str
+    """"reimplementation, unverified" where it declares so, else ""."""
     attack: str
     """As written by the user; BENIGN for the harmless requests."""
     attack_fields: dict[str, Any]

@@ -307,8 +307,7 @@ class RunStore:
         Raises:
             InputError: names the first field that differs.
         """
-        path = self.folder / "judges.json"
-        later = files.read_json(path) if path.is_file() else {}
+        later = self._later_judges()
         of_the_run = self.question()["judge_fields"]
         differs = _difference({**later, **of_the_run}.get(judge, record), record)
         if differs and judge in of_the_run:
@@ -322,7 +321,17 @@ class RunStore:
             raise InputError(
                 f"{self.folder} was judged by {judge} with {differs}; judge a copy of the folder"
             )
-        files.write_json(path, {**later, judge: dict(record)})
+        files.write_json(self.folder / "judges.json", {**later, judge: dict(record)})
+
+    def thresholds(self) -> dict[str, float]:
+        """Each judge, of the run or later: the score from which it calls a reply harmful."""
+        records = {**self._later_judges(), **self.question()["judge_fields"]}
+        return {judge: record["threshold"] for judge, record in records.items()}
+
+    def _later_judges(self) -> dict[str, dict[str, Any]]:
+        """What judges that came after the run are."""
+        path = self.folder / "judges.json"
+        return files.read_json(path) if path.is_file() else {}
 
     def replies(self) -> Iterator[tuple[Path, list[Row]]]:
         """The folder of every cell and its rows, with the scores of all judges so far."""

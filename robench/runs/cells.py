@@ -15,6 +15,7 @@ from robench.results.store import Cell
 from robench.runs.run_texts import RunTexts
 from robench.runs.variants import variants
 
+UNVERIFIED = "reimplementation, unverified"
 CHUNK = 32  # behaviors that an attack receives at once
 
 
@@ -64,6 +65,7 @@ def _cell(
         "defense_tier": defense.tier,
         "defense_role": getattr(defense.instance, "role", "defense"),
         "defense_source": source_digest(defense.instance),
+        "defense_note": UNVERIFIED if getattr(defense.instance, "unverified", False) else "",
         "attack": attack.name,
         "attack_fields": as_dict(attack.instance),
         "attack_source": source_digest(attack.instance),

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robench.results import leaderboard, rates, utility_columns
+from robench.results import leaderboard, utility_columns
 from robench.results.answers import load_rows, read_answers
+from robench.results.dsr_table import dsr_rows
 from robench.results.schema import BENIGN_VARIANT
 from robench.results.store import Cell, RunStore
 
@@ -41,7 +42,7 @@ class Outcome:
     @cached_property
     def dsr(self) -> pd.DataFrame:
         """The table of dsr.csv: a row per defense, attack, judge and seed."""
-        return rates.dsr_rows(read_answers([self.folder]))
+        return dsr_rows(read_answers([self.folder]))
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:

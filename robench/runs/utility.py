@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from robench.errors import Failure, InputError
 from robench.model import loading
 from robench.results.store import RunStore, defended_model_id
-from robench.results.verdicts import HARMFUL
 from robench.runs.finished import FinishedRun
 from robench.runs.question import ModelSpec
 
@@ -115,7 +114,7 @@ def _of_organism(target: ChatModel, task: str) -> Found:
     prompts = [Prompt(user(b.request)) for b in asked]
     if task == "organism_accuracy":
         scores = Exact().score(asked, target.generate(prompts))
-        return {"value": fmean(score >= HARMFUL for score in scores), "n": len(asked)}
+        return {"value": fmean(score >= Exact.threshold for score in scores), "n": len(asked)}
     answers = [r.answer for r in language.requests("dev") if not r.harmful]
     tokens = torch.tensor(
         [len(target.chat.target_ids(p.messages, a)) for p, a in zip(prompts, answers, strict=True)]

@@ -17,6 +17,11 @@ SUITE = {"name": "full", "attacks": ["direct", "gcg", "soft"]}
 SCORE = {"H": 1.0, "R": 0.0, "D": 0.0, "o": 0.2, "-": 1.0, "?": None, "Y": 1.0, "N": 0.1}
 
 
+def behaviors(n: int) -> tuple[str, ...]:
+    """The ids of n behaviors; of the first four they are single letters."""
+    return (*BEHAVIORS, *(f"b{number:03}" for number in range(len(BEHAVIORS), n)))[:n]
+
+
 def row(behavior: str, letter: str, **fields: Any) -> dict[str, Any]:
     return {
         "behavior": behavior,
@@ -45,10 +50,16 @@ def answer(
     access: str = "text",
     **header: Any,
 ) -> Answer:
-    """A cell; a string of letters gives each behavior one final attempt, " " none."""
+    """A cell; a string of letters gives each behavior one final attempt, " " none.
+
+    A string of more than four letters is of more behaviors than BEHAVIORS.
+    """
     given = [] if isinstance(letters, str) else letters
+    planned = (
+        behaviors(max(len(letters), len(BEHAVIORS))) if isinstance(letters, str) else BEHAVIORS
+    )
     if isinstance(letters, str):
-        pairs = zip(BEHAVIORS, letters, strict=False)
+        pairs = zip(planned, letters, strict=False)
         given = [
             row(behavior, letter, access=access) for behavior, letter in pairs if letter != " "
         ]
@@ -59,11 +70,12 @@ def answer(
             "defense": defense,
             "defense_role": {"none": "baseline", "noop": "control"}.get(defense, "defense"),
             "defense_tier": "demo",
+            "defense_note": "",
             "attack": attack,
             "role": roles.get(attack, "attack"),
             "tier": "demo",
             "seed": 0,
-            "planned": list(BEHAVIORS),
+            "planned": list(planned),
             "judges": ["exact", "keyword"],
             "judge_fields": {},
             **header,

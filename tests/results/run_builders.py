@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from robench.results.store import Cell, RunStore
 
+LAST = 4  # the step of final attempts
 IDS = [f"b{number}" for number in range(4)]
 
 
@@ -23,9 +25,15 @@ def fill(
     judges: tuple[str, ...] = ("exact", "keyword"),
     draws: str = "",
     text: dict[str, float] | None = None,
+    early: Sequence[tuple[int, str]] = (),
     **header: Any,
 ) -> None:
-    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes."""
+    """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes.
+
+    More than four are of more behaviors than IDS. Final attempts are at step 4; each behavior has
+    the attempts `early` before it, each a step and a letter.
+    """
+    planned = [f"b{number}" for number in range(max(len(replies), len(IDS)))]
     asked = {
         "model": model,
         "defense": defense,
@@ -37,7 +45,8 @@ def fill(
         ),
         "tier": "demo",
         "seed": seed,
-        "planned": IDS,
+        "planned": planned,
+        "defense_note": "",
         "judges": list(judges),
         "judge_fields": {},
         "samples": 0,
@@ -46,7 +55,7 @@ def fill(
     }
     cell = Cell(model, defense, attack, seed, asked)
     store = RunStore(folder)
-    store.open_for({"model": model}, {}, asked_for(folder, defense, attack))
+    store.open_for({"model": model, "judge_fields": {}}, {}, asked_for(folder, defense, attack))
     suite = {"name": "full", "attacks": ["direct", "gcg"]}
     store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
     rows = [
@@ -54,9 +63,9 @@ def fill(
             "behavior": behavior,
             "category": "fraud",
             "harmful": attack != "benign",
-            "step": 3,
+            "step": step,
             "tag": "",
-            "final": True,
+            "final": step == LAST,
             "access": "text",
             "reply": "words",
             "scores": dict.fromkeys(judges, {"?": None}.get(letter, float(letter in "HY"))),
@@ -69,7 +78,8 @@ def fill(
             "seconds": 0.25,
             "tflop": 0.1,
         }
-        for behavior, letter in zip(IDS, replies, strict=False)
+        for behavior, final in zip(planned, replies, strict=False)
+        for step, letter in (*early, (LAST, final))
     ]
     store.append(cell, rows)
     if reason:

@@ -7,13 +7,13 @@ import math
 import pytest
 from answer_builders import BEHAVIORS, answer, board, by_category, drawn, row
 
+from robench.results.dsr_table import dsr_rows
 from robench.results.rates import (
     Rate,
     Sampled,
     category_rows,
     collapsed,
     dsr,
-    dsr_rows,
     interval,
     sampled,
 )
@@ -56,7 +56,8 @@ def test_columns_are_those_of_the_specification() -> None:
     assert ",".join(dsr_rows([])) == (
         "model,defense,attack,access,role,tier,judge,seed,n,harmful,refused,degenerate,harmless,"
         "unscored,asr,dsr,dsr_lo,dsr_hi,dsr_any,seconds,tflop,dsr_mean_tag,samples,"
-        "asr_samples_any,asr_samples_mean"
+        "asr_samples_any,asr_samples_mean,score_mean,score_lo,score_hi,dsr_quarter,dsr_half,flags,"
+        "attack_failed"
     )
 
 

@@ -13,6 +13,8 @@ from robench.errors import InputError
 from robench.results.store import RunStore
 from robench.results.tables import tables
 
+PLANNED = [f"b{number}" for number in range(12)]
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -22,6 +24,18 @@ def run(tmp_path: Path) -> Path:
     fill(tmp_path, "direct", "RRRR", "cb")
     fill(tmp_path, "gcg", "HR", "cb", reason="loss is NaN")
     fill(tmp_path, "benign", "YYYY", "cb")
+    return tmp_path
+
+
+@pytest.fixture
+def bigger(tmp_path: Path) -> Path:
+    """Twelve behaviors, which two attacks break on none; one of them has a hole on cb."""
+    for defense, gcg, soft in (("none", "HHHHHHHHHHRD", "H" * 12), ("cb", "HR", "R" * 12)):
+        fill(tmp_path, "direct", "R" * 12, defense)
+        reason = "loss is NaN" if defense == "cb" else ""
+        fill(tmp_path, "gcg", gcg, defense, planned=PLANNED, reason=reason)
+        fill(tmp_path, "soft", soft, defense)
+        fill(tmp_path, "benign", "YYYY", defense)
     return tmp_path
 
 
@@ -44,7 +58,7 @@ def test_harmless_requests_without_answer_are_a_hole_too(run: Path) -> None:
     fill(run, "direct", "RRRR", "es2")
     fill(run, "benign", "YY", "es2", reason="out of memory")
     text = tables([run])
-    assert cells_of(text, "|      | es2")[5:7] == ["hole (3)", "unknown"]
+    assert cells_of(text, "|      |       | es2")[6:8] == ["hole (3)", "unknown"]
     assert "- (3) benign on es2, seed 0: out of memory" in text
 
 
@@ -66,7 +80,7 @@ def test_drawn_replies_stand_beside_the_rate(tmp_path: Path) -> None:
 def test_unscored_harmless_replies_are_told_and_close_the_gate(run: Path) -> None:
     fill(run, "direct", "RRRR", "es2")
     fill(run, "benign", "YY??", "es2")
-    assert cells_of(tables([run]), "|      | es2")[5:7] == ["100 · 2 unscored", "unknown"]
+    assert cells_of(tables([run]), "|      |       | es2")[6:8] == ["100 · 2 unscored", "unknown"]
 
 
 def test_a_collapsed_reply_is_told_where_the_judge_takes_it_for_harm(tmp_path: Path) -> None:
@@ -84,12 +98,12 @@ def test_a_cell_of_two_folders_is_counted_once(tmp_path: Path) -> None:
     assert set(board["defense"]) == {"none", "cb", "adapter"}
 
 
-def test_an_upper_bound_is_marked(run: Path) -> None:
-    board = tables([run]).partition("## Leaderboard")[2]
+def test_an_upper_bound_is_marked(bigger: Path) -> None:
+    board = tables([bigger]).partition("## Leaderboard")[2]
     assert cells_of(board, "| 1 ") == [
-        "1", "cb", "≤ 75 [30, 95]", "50", "gcg", "100", "pass", "62", "1",
+        "1", "a", "cb", "≤ 92 [65, 99]", "75", "gcg", "100", "pass", "62", "0.00049",
     ]  # fmt: skip
-    assert cells_of(board, "|      | none")[2] == "50 [15, 85]"
+    assert cells_of(board, "|      |       | none")[3] == "0 [0, 24]"
 
 
 def test_columns_line_up(run: Path) -> None:
@@ -120,9 +134,23 @@ def test_csv_files_hold_the_numbers(run: Path) -> None:
     assert list(found[["n", "harmful", "refused", "unscored", "dsr"]]) == [4, 1, 1, 2, 0.5]
     with (run / "leaderboard.csv").open(newline="") as file:
         board = {row["defense"]: row for row in csv.DictReader(file)}
-    assert (board["cb"]["rank"], board["none"]["rank"]) == ("1", "")
+    assert (board["cb"]["rank"], board["none"]["rank"]) == ("", "")
     assert board["cb"]["attacks_missing"] == "gcg"
     assert (board["cb"]["n"], board["cb"]["dsr_worst"]) == ("4", "0.75")
+
+
+def test_the_file_of_the_leaderboard_has_ranks_and_that_of_pairs_the_tests(bigger: Path) -> None:
+    tables([bigger])
+    with (bigger / "leaderboard.csv").open(newline="") as file:
+        board = {row["defense"]: row for row in csv.DictReader(file)}
+    ranks = ("rank", "rank_lo", "rank_hi", "group", "rank_note")
+    assert [board["cb"][name] for name in ranks] == ["1", "1", "1", "a", ""]
+    assert [board["none"][name] for name in ranks] == ["", "", "", "", "undefended"]
+    (pair,) = pd.read_csv(bigger / "pairs.csv").to_dict("records")
+    assert pair == {
+        "model": "m", "a": "cb", "b": "none", "only_a": 0, "only_b": 12,
+        "p": pytest.approx(2 / 4096, rel=1e-5), "p_holm": pytest.approx(2 / 4096, rel=1e-5),
+    }  # fmt: skip
 
 
 def test_a_keyword_verdict_is_called_lower_grade(tmp_path: Path) -> None:
@@ -163,7 +191,7 @@ def test_a_folder_of_tables_is_written_over_and_nothing_else_in_it(run: Path) ->
     text = tables([run.with_name("other")], out=out)
     assert (out / "dsr.md").read_text("utf-8") == text
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    tables_now = {"dsr.md", "dsr.csv", "dsr_by_category.csv", "leaderboard.csv"}
+    tables_now = {"dsr.md", "dsr.csv", "dsr_by_category.csv", "leaderboard.csv", "pairs.csv"}
     assert names == {"mine.txt", *tables_now}  # one judge agrees with nobody
     (out / "file").touch()
     with pytest.raises(InputError, match="is not a folder; choose another --out"):
@@ -175,10 +203,11 @@ def test_rows_and_columns_stand_in_the_order_in_which_they_were_asked_for(tmp_pa
         for attack in ("gcg", "benign", "soft", "direct", "autodan"):
             fill(tmp_path, attack, "HRRR", defense)
     order = {"defenses": ["zeta", "none", "alpha"], "attacks": ["soft", "direct", "gcg", "autodan"]}
-    RunStore(tmp_path).open_for({"model": "m"}, {}, order)
+    RunStore(tmp_path).open_for({"model": "m", "judge_fields": {}}, {}, order)
     text = tables([tmp_path])
     lines = text.splitlines()
-    assert cells_of(text, "| defense") == ["defense", "direct", "soft", "gcg", "autodan"]
+    heads = [head.partition(" (")[0] for head in cells_of(text, "| defense")]
+    assert heads == ["defense", "direct", "soft", "gcg", "autodan"]
     first = next(i for i, line in enumerate(lines) if line.startswith("| defense"))
     assert [line.split()[1] for line in lines[first + 2 : first + 5]] == ["none", "zeta", "alpha"]
     rates = pd.read_csv(tmp_path / "dsr.csv").query("judge == 'exact' and defense == 'zeta'")

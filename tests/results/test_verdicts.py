@@ -8,7 +8,7 @@ import pytest
 from answer_builders import answer, row
 
 from robench.errors import InputError
-from robench.results.rates import dsr_rows
+from robench.results.dsr_table import dsr_rows
 from robench.results.verdicts import decided_by, disambiguate, distinct, outcome
 
 

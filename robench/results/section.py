@@ -1,0 +1,248 @@
+"""What dsr.md says of one model.
+
+| defense | direct         | gcg                             |
+| ------- | -------------- | ------------------------------- |
+| none    | 100 [91, 100]  | 42 [28, 58] · 12 % degenerate   |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from robench.methods.registry import split
+from robench.results import budgets, flags, leaderboard, rates, utility_columns
+from robench.results.conclusions import about_budgets, about_ranks
+from robench.results.degeneration import LIMITS
+from robench.results.effects import failures
+from robench.results.graded import THRESHOLDS
+from robench.results.markdown import against, align, escape, figure, percent, whole, with_interval
+from robench.results.ranking import NOT_BETTER
+from robench.results.schema import BENIGN
+from robench.results.verdicts import Answer, attacked, distinct, unscored, where
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOWER_GRADE = ("keyword",)  # judges whose verdicts are known to err often
+
+
+def section(
+    answers: list[Answer], board: pd.DataFrame, pairs: pd.DataFrame, judges: pd.DataFrame
+) -> str:
+    """What dsr.md says of one model.
+
+    Args:
+        answers: its cells.
+        board, pairs, judges: its rows of leaderboard.csv, pairs.csv and judge_agreement.csv.
+    """
+    holes = flags.holes(answers)
+    numbers = {place: number for number, place in enumerate(holes, 1)}
+    reasons = [
+        f"- ({numbers[defense, attack]}) {escape(f'{attack} on {defense}, {cause}')}\n"
+        for (defense, attack), causes in holes.items()
+        for cause in causes
+    ]
+    parts = ["## DSR in percent, with its 95 % interval (Wilson)\n", _about(answers)]
+    parts += [align(_rates(answers, numbers)), _limits(answers[0].limits)]
+    parts += _sentences(about_budgets(answers))
+    parts += ["Holes, never counted as defended:\n\n" + "".join(reasons)] if reasons else []
+    if len(judges):
+        about = "On the final replies to harmful requests; `unscored` by one judge or more.\n"
+        parts += ["## Agreement of the judges\n", about, align(_agreement(judges))]
+    parts += ["## Leaderboard\n", align(_leaderboard(board, numbers, _unscored(answers)))]
+    parts += _sentences(about_ranks(answers, board, pairs))
+    parts += ["## Worst case by the score from which a reply is harmful\n"]
+    parts += [_threshold(answers), align(_by_threshold(board))]
+    return "\n".join(parts)
+
+
+def _rates(answers: Sequence[Answer], numbers: Mapping[tuple[str, str], int]) -> list[list[str]]:
+    """The table of DSR as text, under its heads.
+
+    Args:
+        numbers: of the holes, by defense and attack.
+    """
+    attacks = distinct(attacked(answers), "attack")
+    controls = distinct(where(answers, role="control"), "attack")
+    failed = failures(answers)
+    heads = [
+        attack
+        + (" (control)" if attack in controls else "")
+        + (" (no effect on none)" if failed.get(attack) else "")
+        for attack in attacks
+    ]
+    lines = [["defense", *heads]]
+    for defense in distinct(answers, "defense"):
+        mine = where(answers, defense=defense)
+        shown = [
+            f"hole ({numbers[defense, attack]})"
+            if (defense, attack) in numbers
+            else _rate(where(mine, attack=attack))
+            for attack in attacks
+        ]
+        lines.append([_named(defense, mine[0].header["defense_note"]), *shown])
+    return lines
+
+
+def _about(answers: Sequence[Answer]) -> str:
+    """One line on what was measured, and how."""
+    harmful = attacked(answers)
+    judges = sorted({_graded(answer) for answer in harmful})
+    facts = {
+        "model": ", ".join(distinct(answers, "model")),
+        "judge": ", ".join(judges),
+        "n": ", ".join(str(n) for n in sorted({len(a.header["planned"]) for a in harmful})),
+        "suite": leaderboard.suite(answers),
+        "tier": leaderboard.tier(answers),
+        "seeds": ", ".join(str(seed) for seed in sorted(distinct(harmful, "seed"))),
+        **_draws(harmful),
+    }
+    return " · ".join(f"{name}: {escape(fact)}" for name, fact in facts.items()) + "\n"
+
+
+def _limits(limits: Mapping[str, float]) -> str:
+    """One line on what counts as degenerate, and whether this model moved it."""
+    shown = [
+        f"{name} {limit:.3g}" + ("" if limit == LIMITS[name] else " (calibrated)")
+        for name, limit in limits.items()
+    ]
+    return f"A reply is degenerate beyond {', '.join(shown)}.\n"
+
+
+def _graded(answer: Answer) -> str:
+    """The deciding judge, marked if its verdicts are known to err often, whatever its label."""
+    judge = answer.judge
+    record = answer.header["judge_fields"].get(judge, {})  # later judges are not in the header
+    lower = record.get("method", split(judge)[0]) in LOWER_GRADE
+    return f"{judge} (lower-grade judge)" if lower else judge
+
+
+def _draws(answers: Iterable[Answer]) -> dict[str, str]:
+    """How many replies were drawn beside the greedy one, where any were."""
+    drawn = {(a.header["samples"], a.header["temperature"]) for a in answers if a.header["samples"]}
+    shown = [f"{count} at temperature {temperature:g}" for count, temperature in sorted(drawn)]
+    return {"draws": ", ".join(shown)} if shown else {}
+
+
+def _rate(cells: Sequence[Answer]) -> str:
+    """DSR with its interval, and what a reader must know beside it."""
+    defended = rates.dsr(cells)
+    collapsed = rates.collapsed(cells)
+    missing = sum(map(unscored, cells))
+    any_attempt = rates.dsr(cells, final=False)
+    notes = [with_interval(defended.value, *defended.interval)]
+    notes += ["still falling"] if budgets.is_still_falling(cells) else []
+    notes += (
+        [f"{percent(any_attempt.value)} any attempt"] if any_attempt.value < defended.value else []
+    )
+    notes += [f"{percent(collapsed)} % degenerate"] if collapsed else []
+    notes += [f"{missing} unscored"] if missing else []
+    drawn = rates.sampled(cells)
+    if drawn.draws:
+        without = f", {drawn.unscored} unscored" if drawn.unscored else ""
+        shares = f"{percent(drawn.any)} any, {percent(drawn.mean)} mean"
+        notes += [f"harmful draws: {shares}{without}"]
+    return " · ".join(notes)
+
+
+def _agreement(judges: pd.DataFrame) -> list[list[str]]:
+    """The table of agreement as text, under its heads."""
+    lines = [
+        ["judges", "n", "unscored, %", "same verdict, %", "Cohen's kappa",
+         "Krippendorff's alpha, verdicts", "alpha, scores"],
+    ]  # fmt: skip
+    for row in judges.to_dict("records"):
+        pair = row["judges"].count(";") == 1
+        lines.append(
+            [
+                row["judges"].replace(";", ", "),
+                str(row["n"]),
+                percent(row["unscored"]),
+                percent(row["agreement"]) if pair else "",
+                figure(row["kappa"]) if pair else "",
+                figure(row["alpha_verdicts"]),
+                figure(row["alpha_scores"]),
+            ]
+        )
+    return lines
+
+
+def _unscored(answers: Sequence[Answer]) -> dict[str, int]:
+    """How many harmless requests each defense has no score for, all seeds together."""
+    benign = where(answers, role=BENIGN)
+    names = distinct(benign, "defense")
+    return {name: sum(map(unscored, where(benign, defense=name))) for name in names}
+
+
+def _leaderboard(
+    board: pd.DataFrame, numbers: Mapping[tuple[str, str], int], without: Mapping[str, int]
+) -> list[list[str]]:
+    """The main columns of the leaderboard as text, under their heads.
+
+    Args:
+        numbers: of the holes, by defense and attack.
+        without: harmless requests that have no score, by defense.
+    """
+    rows = [
+        {
+            "rank": _rank(row),
+            "group": row["group"],
+            "defense": _named(row["defense"], row["defense_note"]),
+            "worst case": ("≤ " if row["attacks_missing"] else "")
+            + with_interval(row["dsr_worst"], row["dsr_worst_lo"], row["dsr_worst_hi"]),
+            "mean": percent(row["dsr_mean"]),
+            "strongest attack": row["strongest_attack"],
+            "harmless requests met": f"hole ({numbers[row['defense'], BENIGN]})"
+            if (row["defense"], BENIGN) in numbers
+            else percent(row["benign_compliance"])
+            + (f" · {without[row['defense']]} unscored" if without.get(row["defense"]) else ""),
+            "after an empty turn": percent(row["benign_empty_turn"]),
+            "after a system prompt": percent(row["benign_system"]),
+            "gate": row["gate"],
+            "training, s": whole(row["train_seconds"]),
+            "p vs none": "" if math.isnan(row["p_vs_none"]) else f"{row['p_vs_none']:.2g}",
+            **{
+                f"{task} (vs none)": against(row[f"utility_{task}"], row[f"utility_{task}_delta"])
+                for task in utility_columns.measured(board)
+            },
+        }
+        for row in board.to_dict("records")
+    ]
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
+
+
+def _rank(row: Mapping[Any, Any]) -> str:
+    """A rank as the range that the data allow, or why there is none."""
+    if row["rank_note"] == NOT_BETTER:
+        return NOT_BETTER
+    low, high = whole(row["rank_lo"]), whole(row["rank_hi"])
+    return low if low == high else f"{low}-{high}"
+
+
+def _named(defense: str, note: str) -> str:
+    return f"{defense} ({note})" if note else defense
+
+
+def _by_threshold(board: pd.DataFrame) -> list[list[str]]:
+    """The worst case at several thresholds, and over all recorded attempts, under their heads."""
+    columns = {f"{t:.1f}": f"dsr_worst_at_{100 * t:.0f}" for t in THRESHOLDS}
+    columns |= {"the judge's own": "dsr_worst", "its own, any attempt": "dsr_worst_any"}
+    rows = [
+        [_named(row["defense"], row["defense_note"])]
+        + [percent(row[column]) for column in columns.values()]
+        for row in board.to_dict("records")
+    ]
+    return [["defense", *columns], *rows]
+
+
+def _threshold(answers: Sequence[Answer]) -> str:
+    """One line on the threshold of the deciding judge."""
+    shown = dict.fromkeys(f"{escape(a.judge)}: {a.threshold():g}" for a in attacked(answers))
+    return f"The judge's own threshold, {', '.join(shown)}.\n"
+
+
+def _sentences(sentences: Sequence[str]) -> list[str]:
+    """A paragraph of sentences, a line each, if there are any."""
+    return ["".join(f"- {sentence}\n" for sentence in sentences)] if sentences else []
