@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from robench import organism
 from robench.errors import Failure
-from robench.methods.registry import load_class
+from robench.methods.registry import load_class, resolve
 from robench.testing import quick, tiny, tiny_context
 from robench.training.adapters import CARD, RECORD
 from robench.training.losses import cosine_similarity, l2
@@ -103,7 +104,7 @@ def test_untrained_lora_is_the_base_and_reroutes_nothing():
 
 def test_training_lowers_rerouting_and_spares_the_retain_text(tmp_path):
     model, ctx = tiny(), tiny_context()
-    defense = small(steps=60, batch=8, spread=1e-2)
+    defense = small(steps=120, batch=8, spread=1e-2, blank=0.0)  # requests alone tell them apart
     with worn(model, defense, tmp_path) as target:
         goal = SOURCE.Rerouting(defense, target, [1, 2], ctx)
         circuit, kept = goal._circuit_batch(), goal._retain_batch()
@@ -140,7 +141,7 @@ def test_a_nan_loss_stops_training_and_leaves_the_base(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def goal_of(**settings):
+def goal_of(examples=None, **settings):
     """The Objective on an adapter whose B is off zero, and what one step does to its gradients."""
     from peft import LoraConfig, get_peft_model
 
@@ -151,7 +152,9 @@ def goal_of(**settings):
         LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
     )
     target = replace(model, adapter=adapter)
-    return SOURCE.Rerouting(small(**settings), target, [1, 2], tiny_context()), adapter
+    ctx = tiny_context()
+    ctx = ctx if examples is None else replace(ctx, examples=examples)
+    return SOURCE.Rerouting(small(**settings), target, [1, 2], ctx), adapter
 
 
 def gradient(adapter) -> torch.Tensor:
@@ -191,27 +194,76 @@ def test_the_padded_mean_counts_padding_as_zeros():
     assert losses[100] == pytest.approx(losses[0] * share, rel=1e-5)
 
 
+def prompts_of(batch) -> list[tuple[int, ...]]:
+    return [
+        tuple(ids[: last.nonzero().item() + 1].tolist())
+        for ids, last in zip(batch.ids, batch.last_prompt_token, strict=True)
+    ]
+
+
+def binomial(count: int, n: int, p: float) -> bool:
+    """Whether the count is within four standard deviations."""
+    return abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-def test_shares_of_blanked_answers_and_of_refusals():
-    goal, _ = goal_of(batch=16, blank=0.5, refusals=0.25)
-    blanked = {tuple(text.prompt) for text in goal.blanked}
-    assert len(blanked) == 1
-    empty = 0
-    for _ in range(50):
-        batch = goal._circuit_batch()
-        prompts = [
-            tuple(ids[: last.nonzero().item() + 1].tolist())
-            for ids, last in zip(batch.ids, batch.last_prompt_token, strict=True)
-        ]
-        empty += sum(prompt in blanked for prompt in prompts)
-    assert abs(empty - 400) < 4 * (800 * 0.25) ** 0.5  # four standard deviations
-    refused = {tuple(text.reply) for text in goal.texts.refused}
-    batch = goal._retain_batch()
-    replies = [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, batch.response, strict=True)]
-    assert sum(reply in refused for reply in replies) == 4
+@pytest.mark.parametrize("blank", [0.0, 0.5])
+def test_harmful_and_retain_texts_have_an_empty_user_turn_equally_often(blank):
+    """Of harmful texts alone, it would teach that an empty user turn means to break."""
+    goal, _ = goal_of(batch=16, blank=blank)
+    empty = {tuple(text.prompt) for text in goal.harmful.blanked}
+    assert len(empty) == 1
+    for draw in (goal._circuit_batch, goal._retain_batch):
+        count = sum(prompt in empty for _ in range(50) for prompt in prompts_of(draw()))
+        assert binomial(count, 800, blank) or count == blank == 0
+    for texts in goal.retain.values():
+        assert {tuple(text.prompt) for text in texts.blanked} == empty
+        assert [t.reply for t in texts.blanked] == [t.reply for t in texts.whole]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_the_retain_text_is_drawn_by_the_shares_of_its_kinds():
+    settings = {"near_harmful": 0.45, "refusals": 0.15, "batch": 16}
+    goal, _ = goal_of(organism.examples(), **settings)
+    replies = {kind: {tuple(t.reply) for t in texts.all()} for kind, texts in goal.retain.items()}
+    drawn = [tuple(text.reply) for _ in range(50) for text in goal._retain_batch().texts]
+    for kind, share in (("harmless", 0.4), ("near_harmful", 0.45), ("refusals", 0.15)):
+        assert binomial(sum(reply in replies[kind] for reply in drawn), 800, share), kind
+    notes = goal.notes()
+    assert notes["retain_shares"] == {"harmless": 0.4, "near_harmful": 0.45, "refusals": 0.15}
+    assert "warnings" not in notes
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_a_kind_of_retain_text_that_is_not_given_is_recorded():
+    answers = [e for e in organism.examples() if e.kind == "answer"]
+    plain = [e for e in answers if e.behavior.category != "near-harmful"]
+    goal, _ = goal_of(plain, near_harmful=0.45, refusals=0.15)
+    notes = goal.notes()
+    assert notes["retain_shares"] == {"harmless": 1}
+    assert [warning[:28] for warning in notes["warnings"]] == [
+        "no answers to requests that ", "no refusals of harmful reque",
+    ]  # fmt: skip
+    goal._retain_batch()
+    with pytest.raises(Failure, match="no retain text of the kinds"):
+        goal_of(plain, near_harmful=0.5, refusals=0.5)
+
+
+def test_the_recipes_have_their_own_mix_and_switch():
+    """10,001 UltraChat, 230 x 50 XSTest and, for Llama-3 alone, 4,000 refusals."""
+    llama3 = resolve("defense", "circuit_breaker:paper").instance
+    mistral = resolve("defense", "circuit_breaker:paper_mistral").instance
+    assert (llama3.alpha, mistral.alpha) == (10, 5)
+    assert (llama3.blank, mistral.blank) == (0.5, 0)
+    assert (round(llama3.refusals, 3), mistral.refusals) == (0.157, 0)
+    assert (round(llama3.near_harmful, 3), round(mistral.near_harmful, 3)) == (0.451, 0.535)
+    assert llama3.clip == mistral.clip == 1
 
 
 def test_settings_are_checked():
-    for wrong in ({"steps": 0}, {"blank": 2.0}, {"depths": ()}):
+    for wrong in (
+        {"steps": 0}, {"blank": 2.0}, {"depths": ()}, {"clip": -1.0},
+        {"refusals": 0.6, "near_harmful": 0.6},
+    ):  # fmt: skip
         with pytest.raises(ValueError):
             CircuitBreaker(**wrong)
