@@ -81,6 +81,8 @@ def test_the_presets_are_those_of_the_table_and_not_mixed():
         (paper, (0.5, 0.4, 0.9), (500, 1500), 1),
         (release, (0.5, 0.6, 0.7), (2, 3), 2),
     ):
+        assert s.clip == 1
+        assert (s.enough, s.bound, s.chance) == (1.85, 3, 0.25)
         assert (s.safe, s.unsafe, s.kl) == weights
         assert (s.safe_margin, s.unsafe_margin) == margins
         assert s.temperature == tau
@@ -92,6 +94,23 @@ def test_the_presets_are_those_of_the_table_and_not_mixed():
 
     assert distances(paper) == ("mix",) * 4
     assert distances(release) == ("l2", "cos", "cos", "cos")
+
+
+def test_the_release_and_the_later_code_mine_nothing():
+    """train.sh has attack=False, and triplet_simko.py has no attack module."""
+    lengths = Lengths(10, 5, len, reply=10)
+    with wearing(tiny()) as target:
+        for preset, mines in (("paper", True), ("release", False), ("triplet_simko", False)):
+            crl = resolve("defense", f"crl:{preset}").instance
+            plain = resolve("defense", f"crl_plain:{preset}").instance
+            crl = replace(crl, mined=8)
+            mining = crl.mining(target, harmful_texts(target), tiny_context())
+            assert (mining is not None) == mines
+            assert (crl.forecast(lengths) != plain.forecast(lengths)) == mines
+    later = resolve("defense", "crl:triplet_simko").instance
+    assert (later.batch, later.micro, later.steps, later.rate) == (4, 2, 1500, 2e-4)
+    assert (later.safe_margin, later.unsafe_margin, later.refusals, later.clip) == (500, 1500, 0, 1)
+    assert [round(32 * depth) for depth in later.unsafe_layers] == [21, 31]
 
 
 def test_the_released_hinges_are_always_open():
@@ -351,7 +370,10 @@ def test_modules_come_and_are_used_as_documented():
         # 191 draws of 0.25: mean 47.75, four standard deviations are 24
         assert abs(mining.attacked_batches - 47.75) < 24
         used = mining.attacked_batches
-        mining.recent = [4 * mining.undefended]
+        notes = mining.notes()
+        assert (notes["attacked"], notes["micro_batches"], notes["expected"]) == (used, 200, 50)
+        assert notes["share_of_expected"] == pytest.approx(used / 50)
+        mining.recent = [4.0]
         object.__setattr__(mining.settings, "bound", 3.9)
         for _ in range(50):
             with mining.attacked(ids, 1):
@@ -359,16 +381,33 @@ def test_modules_come_and_are_used_as_documented():
         assert mining.attacked_batches == used
 
 
-def test_the_bound_is_relative_to_the_undefended_loss():
+def test_the_bound_is_in_nats_and_the_undefended_loss_is_recorded():
     with wearing(tiny(), spread=0.5) as target:
         with without_adapter(target):
             batch = collate(harmful_texts(target))
             undefended = MINING.answer_loss(target, batch).item()
-        mining = miner(target, bound=1.5)
-        assert mining.undefended == pytest.approx(undefended, rel=0.05)
-        for factor, works in ((1.4, True), (1.6, False)):
-            mining.recent = [factor * mining.undefended]
+        mining = miner(target, bound=3.0)
+        assert mining.notes()["undefended_loss"] == pytest.approx(undefended, rel=0.05)
+        for losses, works in (([2.9], True), ([3.1], False), ([1.0, 4.9], True), ([], False)):
+            mining.recent = losses
             assert mining.works() == works
+
+
+def test_mining_that_is_hardly_used_is_warned_of(tmp_path):
+    """17 of 150 where 37.5 are expected is too few; 28.2 and more are not."""
+    with wearing(tiny()) as target:
+        mining = miner(target)
+        mining.batches = 150
+        for attacked, warned in ((17, True), (28, True), (29, False), (60, False)):
+            mining.attacked_batches = attacked
+            assert bool(mining.warnings()) == warned
+    with small(steps=2, batch=2, every=9).applied(tiny(), tiny_context(), tmp_path / "cache"):
+        pass
+    record = yaml.safe_load((tmp_path / "cache" / "robench_defense.yaml").read_text())
+    assert record["notes"]["warnings"][0].startswith("hard negatives were used in 0 of 2 ")
+    card = (tmp_path / "cache" / "README.md").read_text()
+    assert "**Note:** hard negatives were used in 0 of 2 micro-batches" in card
+    assert "- mining, expected: 0.5" in card
 
 
 @pytest.mark.parametrize("attacked", [False, True])

@@ -23,7 +23,7 @@ PROMPT = [Prompt(user("Tell me how to wreck a lamp."))]
 
 
 def small(**settings):
-    return replace(quick(ES2(rate=1e-2)), **settings)
+    return replace(quick(ES2(rate=1e-2, check=1, terminal="last")), **settings)
 
 
 def worn(model, defense, folder):
@@ -87,6 +87,59 @@ def test_equal_states_have_a_gradient_that_is_a_number():
         assert torch.equal(gradient, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="no distance 'cos'"):
         SOURCE.separation(same, same, "cos")
+
+
+def test_units_of_distance_by_hand():
+    """Norms 3, 5, 4 and 0; spreads: 1 and 1 around (4, 0), 2 and 2 around (0, 2)."""
+    harmful = torch.tensor([[3.0, 0.0], [5.0, 0.0]], requires_grad=True)
+    harmless = torch.tensor([[0.0, 4.0], [0.0, 0.0]])
+    units = {u: SOURCE.unit_length(harmful, harmless, u) for u in ("norm", "spread", "constant")}
+    assert units["norm"].item() == pytest.approx((3 + 5 + 4 + 0) / 4)
+    assert units["spread"].item() == pytest.approx(((1 + 1 + 4 + 4) / 4) ** 0.5)
+    assert units["constant"].item() == 1
+    (gradient,) = torch.autograd.grad(units["norm"], harmful)
+    torch.testing.assert_close(gradient, torch.tensor([[0.25, 0.0], [0.25, 0.0]]))
+    with pytest.raises(ValueError, match="no unit 'mile'"):
+        SOURCE.unit_length(harmful, harmless, "mile")
+
+
+@pytest.mark.parametrize(
+    ("unit", "counts"), [("norm", False), ("spread", False), ("constant", True)]
+)
+def test_scaling_the_states_separates_them_in_a_constant_unit_alone(unit, counts):
+    """Along the ray through the states the gradient of D / u is zero, but for a constant u."""
+    rng = torch.Generator().manual_seed(0)
+    harmful, harmless = torch.randn(5, 7, generator=rng), torch.randn(3, 7, generator=rng) + 2
+    scale = torch.ones((), requires_grad=True)
+    x, y = scale * harmful, scale * harmless
+    distance = SOURCE.separation(x, y, "pairwise") / SOURCE.unit_length(x, y, unit)
+    (gradient,) = torch.autograd.grad(distance, scale)
+    assert (abs(gradient.item()) > 1e-3) == counts
+
+
+def test_the_plateau_ends_where_accuracy_falls_or_norms_jump():
+    accuracy, norms = [0.5, 0.96, 1.0, 0.97, 0.9, 1.0], [1.0, 5.0, 6.0, 8.0, 8.0, 30.0]
+    assert SOURCE.plateau_end(accuracy, norms, 1, 0.95, 1.5) == 3  # the accuracy falls at 4
+    assert SOURCE.plateau_end(accuracy, norms, 1, 0.9, 1.5) == 4  # the norm jumps at 5
+    assert SOURCE.plateau_end(accuracy, norms, 1, 0.9, 9.0) == 5
+    assert SOURCE.plateau_end(accuracy[:3], norms, 1, 0.9, 9.0) == 2  # the cap
+    assert SOURCE.plateau_end(accuracy, norms, 1, 0.95, 1.1) == 1
+
+
+def test_a_relative_perturbation_that_falls_is_warned_of():
+    start = {
+        "emergence": {"relative_perturbation": 0.1},
+        "terminal": {"relative_perturbation": 0.485},
+    }
+    grown = {"relative_perturbation": 0.235, "norm_ratio": 3.0}
+    shrunk = {"relative_perturbation": 0.111, "norm_ratio": 4.8}
+    (warning,) = SOURCE.falling_perturbations(start, {"emergence": grown, "terminal": shrunk})
+    assert warning.startswith(
+        "at the terminal layer the relative perturbation fell from 0.485 to 0.111, while norms "
+        "grew by 4.80"
+    )
+    assert not SOURCE.falling_perturbations(start, {"emergence": grown, "terminal": start["terminal"]
+                                                    | {"norm_ratio": 1.0}})  # fmt: skip
 
 
 def test_emergence_is_where_the_accuracy_stays():
@@ -335,6 +388,13 @@ def test_a_kl_that_is_no_number_is_not_below_kappa(tmp_path, monkeypatch):
 
 
 def test_settings_are_checked():
-    for wrong in ({"steps": 0}, {"held": 1.0}, {"kappa": math.nan}, {"floor": 2}, {"smoothing": 1}):
+    for wrong in (
+        {"steps": 0},
+        {"held": 1.0},
+        {"kappa": math.nan},
+        {"floor": 2},
+        {"check": 0},
+        {"cap": 2},
+    ):
         with pytest.raises(ValueError):
             ES2(**wrong)

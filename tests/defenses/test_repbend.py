@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robench.methods.registry import load_class
+from robench.methods.registry import load_class, resolve
 from robench.testing import quick, tiny, tiny_context
 from robench.training.corpus import collate, draw_texts
 from robench.training.losses import l2
@@ -63,7 +63,7 @@ def test_a_step_is_that_of_a_plain_loop():
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     adapter = get_peft_model(model.network, config)
-    s = RepBend(batch=4, alpha=0.7, beta=0.2, gamma=0.4, epsilon=0.3, dropout=0.0)
+    s = RepBend(batch=4, micro=1, alpha=0.7, beta=0.2, gamma=0.4, epsilon=0.3, dropout=0.0)
     goal = SOURCE.Bending(s, replace(model, adapter=adapter), [1], tiny_context())
     state = goal.state()["rng"].clone()
     goal.backward(1)
@@ -112,6 +112,39 @@ def test_a_step_is_that_of_a_plain_loop():
     total.backward()
     for mine, parameter in zip(found, trained, strict=True):
         torch.testing.assert_close(mine, parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_micro_batches_are_averaged_and_the_cosine_term_is_over_one_of_them(monkeypatch):
+    """2 x 4 x 4 = 32 harmful and 32 safe texts per step, 8 of them at a time (released code)."""
+    from peft import LoraConfig, get_peft_model
+
+    paper = resolve("defense", "repbend:paper").instance
+    assert paper.micro * paper.batch == 32 and paper.micro * paper.retain == 16
+    assert paper.batch == resolve("defense", "repbend:demo").instance.batch == 8
+    assert paper.clip == 1
+    model = tiny()
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapter = get_peft_model(model.network, config)
+    compared = []
+    dissimilarity = SOURCE.dissimilarity
+    monkeypatch.setattr(
+        SOURCE, "dissimilarity", lambda x: compared.append(x.shape[1]) or dissimilarity(x)
+    )
+    gradients, losses = [], []
+    for micro, calls in ((3, 1), (1, 3)):
+        settings = RepBend(batch=2, retain=3, micro=micro, dropout=0.0)
+        goal = SOURCE.Bending(settings, replace(model, adapter=adapter), [1], tiny_context())
+        parts = [goal.backward(1) for _ in range(calls)]
+        losses.append({name: sum(part[name] for part in parts) / calls for name in parts[0]})
+        trained = [p for p in adapter.parameters() if p.requires_grad]
+        gradients.append([p.grad / calls for p in trained])
+        adapter.zero_grad()
+    assert compared == [2] * 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for together, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_settings_are_checked():
