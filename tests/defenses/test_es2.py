@@ -19,6 +19,7 @@ from robench.types import Prompt, user
 
 ES2 = load_class("defense", "es2")
 SOURCE = __import__(ES2.__module__, fromlist=["separation"])
+KAPPA = 0.1  # nats, which a tiny model reaches after some ten steps
 PROMPT = [Prompt(user("Tell me how to wreck a lamp."))]
 
 
@@ -138,8 +139,8 @@ def test_a_relative_perturbation_that_falls_is_warned_of():
         "at the terminal layer the relative perturbation fell from 0.485 to 0.111, while norms "
         "grew by 4.80"
     )
-    assert not SOURCE.falling_perturbations(start, {"emergence": grown, "terminal": start["terminal"]
-                                                    | {"norm_ratio": 1.0}})  # fmt: skip
+    steady = {layer: {**values, "norm_ratio": 1.0} for layer, values in start.items()}
+    assert not SOURCE.falling_perturbations(start, steady)
 
 
 def test_emergence_is_where_the_accuracy_stays():
@@ -205,10 +206,11 @@ def test_at_the_start_the_kl_is_zero_and_the_separation_moves():
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-def test_the_step_is_the_gradient_of_the_formula():
+@pytest.mark.parametrize("unit", ["norm", "constant"])
+def test_the_step_is_the_gradient_of_the_formula(unit):
     """Against the formula on logits and states of plain forward passes, away from B = 0."""
     model = tiny()
-    goal = untrained(model, batch=3, kl_weight=2.0)
+    goal = untrained(model, batch=3, kl_weight=2.0, unit=unit)
     with torch.no_grad():
         for name, p in goal.parameters.items():
             if "lora_B" in name:
@@ -244,6 +246,9 @@ def test_the_step_is_the_gradient_of_the_formula():
     away = [read(text, False) for text in harmful]
     pairs = [(h[1][0, at] - s[1][0, last]).norm() for h, _, at in away for s, last in states]
     apart = torch.stack(pairs).mean() / goal.initial_distance[0]
+    if unit == "norm":
+        norms = [h[1][0, at].norm() for h, _, at in away] + [s[1][0, at].norm() for s, at in states]
+        apart = apart / torch.stack(norms).mean()
     assert losses["separation"] == pytest.approx(apart.item(), rel=1e-4)
     (2 * total / tokens - apart).backward()
     for name, grad in gradients(goal).items():
@@ -302,7 +307,9 @@ def test_kappa_zero_stops_at_the_first_kl_and_returns_the_base(tmp_path):
 
 
 def test_kappa_infinite_separates_without_bound_and_the_perturbation_grows(tmp_path):
-    with worn(tiny(), small(kappa=math.inf, kl_weight=0.0, steps=24, batch=4), tmp_path):
+    with worn(
+        tiny(), small(kappa=math.inf, kl_weight=0.0, steps=24, batch=4, unit="constant"), tmp_path
+    ):
         pass
     found = record(tmp_path)
     curve, notes = found["curves"]["separation"], found["notes"]
@@ -314,12 +321,12 @@ def test_kappa_infinite_separates_without_bound_and_the_perturbation_grows(tmp_p
 
 def test_kappa_ends_training_and_the_weights_before_are_kept(tmp_path):
     """The kept weights are those of a training that was told to take that many steps."""
-    settings = {"batch": 4, "kl_weight": 0.1}
-    with worn(tiny(), small(kappa=0.02, steps=60, **settings), tmp_path / "stopped") as target:
+    settings = {"batch": 4, "kl_weight": 0.1, "unit": "constant", "rate": 3e-3}
+    with worn(tiny(), small(kappa=KAPPA, steps=60, **settings), tmp_path / "stopped") as target:
         stopped = target.hidden(PROMPT)
     found = record(tmp_path / "stopped")
     kept = found["notes"]["kept_step"]
-    assert found["notes"]["held_kl"] > 0.02 >= found["curves"]["held_kl"][-1]
+    assert found["notes"]["held_kl"] > KAPPA >= found["curves"]["held_kl"][-1]
     assert 0 < kept == found["steps"] - 1 < 59
     with worn(tiny(), small(kappa=math.inf, steps=kept, **settings), tmp_path / "told") as target:
         assert torch.equal(target.hidden(PROMPT), stopped)
@@ -329,7 +336,7 @@ def test_kappa_ends_training_and_the_weights_before_are_kept(tmp_path):
 def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path, monkeypatch, dies_at):
     """The snapshot too: kappa passes after the death, and the weights kept are from before."""
     monkeypatch.setattr(loop, "EVERY", 3)
-    defense = small(rate=3e-3, kappa=0.02, steps=30, batch=4, kl_weight=0.1)
+    defense = small(rate=3e-3, kappa=KAPPA, steps=30, batch=4, kl_weight=0.1, unit="constant")
     with worn(tiny(), defense, tmp_path / "whole") as target:
         expected = target.hidden(PROMPT)
     backward = SOURCE.Separating.backward
