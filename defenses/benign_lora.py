@@ -28,6 +28,7 @@ class BenignLoRA:
     rank: int = 16
     lora_alpha: int = 16
     dropout: float = 0.05
+    clip: float = 1.0  # norm of the gradient, as circuit_breaker's
     checkpointing: bool = False
 
     role: ClassVar[str] = "control"

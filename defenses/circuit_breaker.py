@@ -5,48 +5,60 @@ With h the undefended and h' the tuned states, on harmful answers c and on retai
     L_RR  = mean over layers S and tokens of c of ReLU(cos(h'(c), h(c)))
     L_ret = mean over layers 0..max S and tokens of r of |h'(r) - h(r)|_2
     L     = c_s(t) L_RR + c_r(t) L_ret,   c_s = alpha (1 - t / 2T),   c_r = alpha t / 2T
+
+The retain text is a mix of answers to harmless requests, answers to requests that only look harmful
+and refusals of harmful ones. The Llama-3 recipe empties the user turn of half of all texts, of
+retain texts as of harmful ones: if only harmful texts had an empty user turn, the adapter would
+learn to break whatever follows one.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robench.config import at_least, not_empty, within
+from robench.errors import Failure
 from robench.model import ChatModel, at_depth
 from robench.training import (
     BaseStates,
     Batch,
     Recipe,
+    Text,
     collate,
-    draw_safe_texts,
     draw_texts,
+    is_near_harmful,
     l2,
     masked_mean,
     split_examples,
     tokenise,
-    tokenise_split,
     trained_adapter,
     triplet_hinge,
 )
 from robench.types import Context, Forecast, Lengths
+
+# Texts of the retain set in the released code, by kind: UltraChat, 230 XSTest answers 50 times, and
+# 2,000 refusals twice, those only in the Llama-3 recipe.
+ULTRACHAT, XSTEST, REFUSALS = 10_001, 230 * 50, 2_000 * 2
+LLAMA3 = ULTRACHAT + XSTEST + REFUSALS
 
 
 @dataclass(frozen=True)
 class CircuitBreaker:
     """Make the states of harmful answers orthogonal to what they were, keep all others in place.
 
-    The retain text is harmless answers and refusals of harmful requests.
+    The preset `paper` is the released recipe for Llama-3, `paper_mistral` the one for Mistral.
 
     Differs: the adapter is on the blocks up to the last layer of S; the published one is on one
-    block more, which only L_ret trains.
+    block more, which only L_ret trains. Texts are drawn with replacement, and the switch is drawn
+    each time, not once per text. Of a conversation the first reply alone is retained, not all.
     """
 
-    alpha: float = 10.0  # Llama-3; 5 for Mistral
+    alpha: float = 10.0
     depths: tuple[float, ...] = (10 / 32, 20 / 32)  # S, as fractions of the depth
     steps: int = 150
     batch: int = 16  # harmful answers, and as many retain texts
@@ -54,8 +66,11 @@ class CircuitBreaker:
     rank: int = 16
     lora_alpha: int = 16
     dropout: float = 0.05
-    blank: float = 0.5  # share of harmful answers with an empty user turn
-    refusals: float = 0.25  # share of refusals in the retain text; not stated in the paper
+    blank: float = 0.5  # probability of an empty user turn, for harmful and for retain texts
+    near_harmful: float = XSTEST / LLAMA3  # share of the retain text: answers to harmless requests
+    # that only look harmful (XSTest in the paper)
+    refusals: float = REFUSALS / LLAMA3  # share of the retain text: refusals of harmful requests
+    clip: float = 1.0  # norm of the gradient: HF Trainer's default, which accelerate hands on
     spread: float = 1e-4  # see Recipe; in the paper bf16 rounding breaks the symmetry
     padded: int = 1024  # row length over which L_ret is averaged, padding as zeros; 0: real tokens
     checkpointing: bool = True  # recompute blocks in the backward pass, as released
@@ -63,6 +78,12 @@ class CircuitBreaker:
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
+        "paper_mistral": {
+            "alpha": 5.0,
+            "blank": 0.0,
+            "near_harmful": XSTEST / (ULTRACHAT + XSTEST),
+            "refusals": 0.0,
+        },
         "demo": {
             "rate": 1e-3,
             "dropout": 0.0,
@@ -74,7 +95,10 @@ class CircuitBreaker:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch", "rank")
-        within(self, "[0, 1]", "dropout", "blank", "refusals")
+        at_least(self, 0, "clip")
+        within(self, "[0, 1]", "dropout", "blank", "refusals", "near_harmful")
+        if self.refusals + self.near_harmful > 1:
+            raise ValueError("refusals and near_harmful are shares of one mix: at most 1 together")
         not_empty(self, "depths")
         within(self, "(0, 1]", "depths")
 
@@ -102,11 +126,10 @@ class Rerouting:
     ) -> None:
         self.settings, self.model, self.layers = settings, model, list(layers)
         self.lower_layers = range(layers[-1] + 1)
-        self.texts = tokenise_split(model.chat, ctx.examples)
-        self.blanked = tokenise(model.chat, split_examples(ctx.examples).harmful, blank=True)
+        self.harmful, self.retain = switched_texts(model, ctx)
+        self.shares = retain_shares(settings, self.retain)
         draws = settings.steps * settings.batch
-        circuit = self.texts.harmful + self.blanked
-        retain = self.texts.refused + self.texts.harmless
+        circuit, retain = self.harmful.all(), [t for k in self.shares for t in self.retain[k].all()]
         self.circuit_base = BaseStates(model, circuit, draws, self.layers)
         self.retain_base = BaseStates(model, retain, draws, self.lower_layers)
         self.rng = ctx.rng("circuit_breaker")
@@ -135,17 +158,85 @@ class Rerouting:
         self.rng.set_state(state["rng"])
 
     def notes(self) -> dict[str, object]:
-        return {"layers": self.layers}
+        """The layers S, the shares of the retain text, and which of its kinds were not given."""
+        notes: dict[str, object] = {"layers": self.layers, "retain_shares": dict(self.shares)}
+        missing = [MISSING[kind] for kind in MISSING if self._lacks(kind)]
+        return {**notes, "warnings": missing} if missing else notes
+
+    def _lacks(self, kind: str) -> bool:
+        return kind not in self.shares and getattr(self.settings, kind) > 0
 
     def _circuit_batch(self) -> Batch:
-        size = self.settings.batch
-        blank = int((torch.rand(size, generator=self.rng) < self.settings.blank).sum())
-        texts = draw_texts(self.blanked, blank, self.rng)
-        return collate(texts + draw_texts(self.texts.harmful, size - blank, self.rng))
+        return collate(self.harmful.draw(self.settings.batch, self.settings.blank, self.rng))
 
     def _retain_batch(self) -> Batch:
+        """Texts whose kinds are drawn by their shares, and blanked with the same probability."""
         s = self.settings
-        return collate(draw_safe_texts(self.texts, s.batch, s.refusals, self.rng))
+        weights = torch.tensor(list(self.shares.values()))
+        kinds = torch.multinomial(weights, s.batch, replacement=True, generator=self.rng)
+        counts = kinds.bincount(minlength=len(weights)).tolist()
+        drawn = zip(self.shares, counts, strict=True)
+        return collate([t for k, n in drawn for t in self.retain[k].draw(n, s.blank, self.rng)])
+
+
+class Switched(NamedTuple):
+    """Texts as they are, and the same replies after an empty user turn."""
+
+    whole: list[Text]
+    blanked: list[Text]
+
+    def all(self) -> list[Text]:
+        return self.whole + self.blanked
+
+    def draw(self, size: int, blank: float, rng: torch.Generator) -> list[Text]:
+        """`size` texts, each with an empty user turn with probability `blank`."""
+        empty = int((torch.rand(size, generator=rng) < blank).sum())
+        return draw_texts(self.blanked, empty, rng) + draw_texts(self.whole, size - empty, rng)
+
+
+# What a training without a kind of retain text is warned of; keys are fields of CircuitBreaker.
+MISSING = {
+    "near_harmful": "no answers to requests that only look harmful were given: their share of the "
+    "retain text went to other kinds",
+    "refusals": "no refusals of harmful requests were given: their share of the retain text went "
+    "to other kinds",
+}
+
+
+def switched_texts(model: ChatModel, ctx: Context) -> tuple[Switched, dict[str, Switched]]:
+    """The harmful answers, and the retain texts by kind, without kinds that have none.
+
+    Raises:
+        Failure: there are no answers to harmful requests, or none to harmless ones.
+    """
+    split = split_examples(ctx.examples)
+    kinds = {
+        "harmful": split.harmful,
+        "harmless": [e for e in split.harmless if not is_near_harmful(e)],
+        "near_harmful": [e for e in split.harmless if is_near_harmful(e)],
+        "refusals": split.refused,
+    }
+    texts = {
+        kind: Switched(*(tokenise(model.chat, part, blank) for blank in (False, True)))
+        for kind, part in kinds.items()
+        if part
+    }
+    return texts.pop("harmful"), texts
+
+
+def retain_shares(settings: CircuitBreaker, retain: Mapping[str, Switched]) -> dict[str, float]:
+    """The share of each kind of retain text; what is missing is divided among the others."""
+    wanted = {
+        "harmless": 1 - settings.near_harmful - settings.refusals,
+        "near_harmful": settings.near_harmful,
+        "refusals": settings.refusals,
+    }
+    shares = {kind: share for kind, share in wanted.items() if kind in retain and share > 0}
+    if not shares:
+        raise Failure(
+            "the training data has no retain text of the kinds that circuit_breaker is set to draw"
+        )
+    return {kind: round(share / sum(shares.values()), 6) for kind, share in shares.items()}
 
 
 def rerouting_loss(tuned: Tensor, base: Tensor, mask: Tensor | None) -> Tensor:

@@ -44,13 +44,24 @@ from .mining import Mining
 Distance = Literal["l2", "cos", "mix", "sqn", "none"]  # keys of robench.training.DISTANCES
 Layers = tuple[int, ...] | tuple[float, float]  # numbers, or a range of depth fractions
 
-# The script of the released code. Differs: safe layers begin at 1, as the embeddings only add a
-# constant, and the last is the block's raw output, not the final norm's.
+# The script of the released code, without the attack module (`attack=False`). Differs: safe layers
+# begin at 1, as the embeddings only add a constant, and the last is the block's raw output, not the
+# final norm's.
 RELEASE: dict[str, object] = {
     "safe": 0.5, "unsafe": 0.6, "kl": 0.7, "safe_margin": 2.0, "unsafe_margin": 3.0,
     "safe_positive": "l2", "safe_negative": "cos",
     "unsafe_positive": "cos", "unsafe_negative": "cos",
     "safe_layers": (0.0, 1.0), "unsafe_layers": (20 / 32, 30 / 32), "temperature": 2.0,
+}  # fmt: skip
+# The first author's later code (AdversariaLLM, defenses/triplet_simko.py, and the configuration of
+# its experiments): 1500 steps of 2 x 4 dialogues, no refusals, the KL on benign dialogues. Differs:
+# its LoRA is on q_proj and v_proj of all blocks, its learning rate falls to zero, AdamW decays
+# weights by 0.01, hinges are averaged over padding too, the KL counts padding and the same texts as
+# the safe side, and texts are cut at 256 tokens; its layers 20..30 are entries 21..31 of the tuple.
+TRIPLET_SIMKO: dict[str, object] = {
+    "safe_layers": (21 / 32, 31 / 32), "unsafe_layers": (21 / 32, 31 / 32),
+    "steps": 1500, "batch": 4, "retain": 4, "micro": 2, "refusals": 0.0, "rate": 2e-4, "rank": 32,
+    "clip": 1.0, "checkpointing": False,
 }  # fmt: skip
 # Differs: margins that the organism's states, of norm 15 to 23 at these layers, can reach without
 # loss of harmless answers (on dev, 100 instead of 30 halves compliance), larger steps, a KL per
@@ -59,6 +70,12 @@ DEMO: dict[str, object] = {
     "safe_margin": 10.0, "unsafe_margin": 30.0, "reduction": "mean",
     "steps": 150, "batch": 8, "retain": 8, "micro": 1, "rate": 1e-3, "dropout": 0.0,
     "checkpointing": False,
+}  # fmt: skip
+# Chosen on dev so that mining is used as often as `chance` says (37 of 150 micro-batches, where the
+# mean is 37.5): the undefended loss of the organism's harmful answers is 0.3 nats, so modules that
+# end at 1.85 would be weak; the bound is the released one.
+DEMO_MINING: dict[str, object] = {
+    "iterations": 40, "mined": 8, "mining_rate": 1e-2, "enough": 0.6,
 }  # fmt: skip
 
 
@@ -79,7 +96,9 @@ class CRLPlain:
     safe_layers: Layers = (20 / 32, 30 / 32)
     unsafe_layers: Layers = (20 / 32, 30 / 32)
     temperature: float = 1.0  # tau of the KL
-    reduction: Literal["mean", "batchmean"] = "batchmean"  # of the KL: per token or per text
+    # of the KL: per token or per text. Differs: the text is the first reply of a conversation; in
+    # the released code all turns count, so that its sum over tokens is larger
+    reduction: Literal["mean", "batchmean"] = "batchmean"
     steps: int = 900
     batch: int = 8  # harmful answers per micro-batch, whose centroid is c, and as many safe replies
     retain: int = 4  # harmless texts of the KL per micro-batch
@@ -89,18 +108,21 @@ class CRLPlain:
     rank: int = 16
     lora_alpha: int = 16
     dropout: float = 0.05
+    # norm of the gradient: HF Trainer's default, which accelerate hands on; the later code says so
+    clip: float = 1.0
     checkpointing: bool = True  # recompute blocks in the backward pass, as released
 
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
         "release": RELEASE,
+        "triplet_simko": TRIPLET_SIMKO,
         "demo": DEMO,
     }
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch", "retain", "micro", "rank")
-        at_least(self, 0, "safe", "unsafe", "kl", "safe_margin", "unsafe_margin")
+        at_least(self, 0, "safe", "unsafe", "kl", "safe_margin", "unsafe_margin", "clip")
         within(self, "[0, 1]", "dropout", "refusals")
         above(self, 0, "temperature")
         not_empty(self, "safe_layers", "unsafe_layers")
@@ -131,10 +153,14 @@ class CRLPlain:
 class CRL(CRLPlain):
     """Gather the states of harmful answers far from where they were, keep all others in place.
 
-    Hard negatives are mined, see `mining`. Differs: mining counts optimiser steps, the released
-    code micro-batches, of which a step has four.
+    Hard negatives are mined, see `mining`, but not in the presets `release` and `triplet_simko`:
+    the released script has the attack module off, and the later code has none.
+
+    Differs: mining counts optimiser steps, the released code micro-batches, of which a step has
+    four.
     """
 
+    attack: bool = True  # whether hard negatives are mined
     every: int = 10  # steps between attack modules
     iterations: int = 1100  # of training a new module, at most
     mined: int = 1  # harmful answers per iteration
@@ -143,15 +169,14 @@ class CRL(CRLPlain):
     init: Literal["identity", "eye"] = "identity"
     early: float = 10 / 32  # the first share of the blocks, one of which has the module
     chance: float = 0.25  # that a micro-batch is attacked
-    # Differs: both are relative to the undefended loss on harmful answers, which depends on the
-    # model; the released code has 1.85 and 3 nats
-    enough: float = 1.0  # a module's training ends below this loss
-    bound: float = 1.5  # a module is used below this loss
+    enough: float = 1.85  # nats per token: a module's training ends below this loss
+    bound: float = 3.0  # nats per token: a module is used below this loss
 
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "release": {**RELEASE, "init": "eye"},
-        "demo": {**DEMO, "iterations": 40, "mined": 8, "mining_rate": 1e-2},
+        "release": {**RELEASE, "attack": False, "init": "eye"},
+        "triplet_simko": {**TRIPLET_SIMKO, "attack": False},
+        "demo": {**DEMO, **DEMO_MINING},
     }
 
     def __post_init__(self) -> None:
@@ -160,10 +185,12 @@ class CRL(CRLPlain):
         within(self, "[0, 1]", "early", "chance")
 
     def mining(self, model: ChatModel, harmful: Sequence[Text], ctx: Context) -> Mining | None:
-        return Mining(self, model, harmful, ctx)
+        return Mining(self, model, harmful, ctx) if self.attack else None
 
     def forecast(self, lengths: Lengths) -> Forecast:
         plain = super().forecast(lengths)
+        if not self.attack:
+            return plain
         retrained = self.steps // self.every
         iterations = retrained * self.iterations + max(0, self.steps - self.every - retrained + 1)
         tokens = iterations * self.mined * (lengths.prompt + lengths.reply)
@@ -210,7 +237,10 @@ class Triplets:
             "safe_layers": [self.layers[i] for i in self.safe_index],
             "unsafe_layers": [self.layers[i] for i in self.unsafe_index],
         }
-        return {**notes, "mining": self.mining.notes()} if self.mining else notes
+        if self.mining:
+            notes["mining"] = self.mining.notes()
+            notes["warnings"] = self.mining.warnings()
+        return notes
 
     def _micro_batch(self) -> dict[str, float]:
         """Backpropagate the losses of one micro-batch, return them by name."""

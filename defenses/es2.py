@@ -1,15 +1,17 @@
 """ES2, embedding space separation (Zhao, Wang, Shen, 2603.20206).
 
 With z_l(x) the tuned state of a query x at its last prompt token, over harmful queries x^h and
-harmless ones x^s, at two layers S, the one where harmfulness emerges and the last one:
+harmless ones x^s, at two layers S, the one where harmfulness emerges and a terminal one:
 
-    D_l   = mean_ij |z_l(x_i^h) - z_l(x_j^s)|_2
+    D_l   = mean_ij |z_l(x_i^h) - z_l(x_j^s)|_2 / u_l
     L_sep = -mean over S of D_l / D_l^0,   D_l^0 the value before training
     L_KL  = mean over tokens of harmless text of KL(tuned || base)
     L     = L_sep + lambda L_KL
 
-Nothing bounds L_sep. Training ends when the running mean of L_KL on held-out harmless text exceeds
-kappa, and the last weights below it are kept.
+u_l is the unit of distance. With a constant one, longer states are farther apart, although every
+later block reads them at unit scale; with the states' own mean norm or spread, scaling does not
+count. Training ends when L_KL of all held-out harmless text exceeds kappa, and the last weights
+that were measured below it are kept.
 
 The paper's text and code were not available: the ingredients are the paper's (two layers, Euclidean
 distance, KL on harmless input, a threshold that ends training), their details are our reading.
@@ -45,6 +47,7 @@ from robench.training import (
 from robench.types import Context, Example, Forecast, Lengths
 
 Distance = Literal["pairwise", "centroid"]
+Unit = Literal["norm", "spread", "constant"]
 
 P0 = 1e-4  # the probability that the measured perturbations reach, as SCAV's
 MIN_QUERIES = 4  # of either kind: at least one is held out, the others are trained on
@@ -58,11 +61,17 @@ class ES2:
     """
 
     distance: Distance = "pairwise"
+    # of distance: the mean norm of the tuned states, their spread within a class, or a constant
+    unit: Unit = "norm"
     accuracy: float = 0.95  # of probes on held-out queries, from the emergence layer on
     floor: float = 0.0  # lowest depth of the emergence layer
+    # the terminal layer: where the plateau of probe accuracy and state norms ends, or the last one
+    terminal: Literal["plateau", "last"] = "plateau"
+    cap: float = 0.75  # highest depth of the plateau's end
+    growth: float = 1.5  # of mean state norms from a layer to the next: beyond it a plateau ends
     kl_weight: float = 1.0  # lambda
     kappa: float = 0.05  # nats per token
-    smoothing: float = 0.9  # of the running mean that is compared with kappa
+    check: int = 5  # steps between measurements of the KL that is compared with kappa
     queries: int = 400  # harmful ones, and as many harmless ones; drawn if there are more
     held: float = 0.2  # share of the queries held out for probes, measures and kappa
     steps: int = 300  # at most
@@ -84,20 +93,21 @@ class ES2:
             "steps": 150,
             "batch": 32,
             "floor": 0.34,
+            "check": 1,
         },
     }
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch", "queries", "limit", "rank")
+        at_least(self, 1, "steps", "batch", "queries", "limit", "rank", "check", "growth")
         at_least(self, 0, "kl_weight", "kappa")
-        within(self, "[0, 1]", "accuracy", "floor")
+        within(self, "[0, 1]", "accuracy", "floor", "cap")
         within(self, "(0, 1)", "held")
-        within(self, "[0, 1)", "smoothing")
 
     def applied(
         self, model: ChatModel, ctx: Context, cache: Path
     ) -> AbstractContextManager[ChatModel]:
-        recipe = Recipe.of(self, model.depth)
+        depth = 1.0 if self.terminal == "last" else max(self.cap, self.floor)
+        recipe = Recipe.of(self, at_depth(depth, model.depth))
 
         def objective(tuned: ChatModel) -> Separating:
             return Separating(self, tuned, ctx)
@@ -109,7 +119,10 @@ class ES2:
         harmless = self.steps * self.batch * (lengths.prompt + lengths.reply)
         harmful = self.steps * self.batch * lengths.prompt
         probed = 2 * 2 * self.queries * lengths.prompt  # before and after
-        return Forecast(self.steps, harmful + 4 * harmless + probed, harmful + harmless)
+        held = round(self.held * self.queries) * (lengths.prompt + lengths.reply)
+        measured = 2 * math.ceil(self.steps / self.check) * held
+        forward = harmful + 2 * harmless + measured + probed
+        return Forecast(self.steps, forward, harmful + harmless)
 
 
 class Separating:
@@ -122,11 +135,12 @@ class Separating:
         held_out, trained = self._split("harmful", harmful)
         self.held_harmful, self.harmful = _prompts(held_out), _prompts(trained)
         self.held_harmless, self.harmless = self._split("harmless", harmless)
-        texts, draws = self.harmless + self.held_harmless, 2 * settings.steps * settings.batch
+        texts = self.harmless + self.held_harmless
+        draws = settings.steps * (settings.batch + len(self.held_harmless) // settings.check)
         self.base = BaseStates(model, texts, draws, [model.depth])
         self._choose_layers()
         self.parameters = {n: p for n, p in model.adapter.named_parameters() if p.requires_grad}
-        self.average, self.kept_step, self.kept_kl = 0.0, 0, 0.0
+        self.held_kl, self.kept_step, self.kept_kl = 0.0, 0, 0.0
         self.kept = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def _choose_layers(self) -> None:
@@ -135,18 +149,35 @@ class Separating:
         with without_adapter(model):
             states, labels, held_out = self._query_states(range(model.depth + 1))
         self.probe_accuracy = fit_probes(states, labels, held_out).accuracy.tolist()
+        self.state_norms = states.norm(dim=-1).mean(0).tolist()
         first = at_depth(settings.floor, model.depth)
         self.emergence = emergence(self.probe_accuracy, settings.accuracy, first)
-        self.layers = sorted({self.emergence, model.depth})
+        self.layers = sorted({self.emergence, self._terminal()})
         states = states[:, self.layers]
         harmful, harmless = states[labels & ~held_out], states[~labels & ~held_out]
         initial = [  # D^0 of each layer
-            separation(harmful[:, i], harmless[:, i], settings.distance)
-            for i in range(len(self.layers))
+            self._separation(harmful[:, i], harmless[:, i]) for i in range(len(self.layers))
         ]
         self.initial_distance = torch.stack(initial).to(model.device)
         self.norms = states[held_out].norm(dim=-1).mean(0).tolist()
         self.measured = {"start": self._measure(states, labels, held_out)}
+
+    def _terminal(self) -> int:
+        settings, depth = self.settings, self.model.depth
+        if settings.terminal == "last":
+            return depth
+        highest = max(at_depth(settings.cap, depth), self.emergence)
+        return plateau_end(
+            self.probe_accuracy[: highest + 1],
+            self.state_norms,
+            self.emergence,
+            settings.accuracy,
+            settings.growth,
+        )
+
+    def _separation(self, harmful: Tensor, harmless: Tensor) -> Tensor:
+        distance = separation(harmful, harmless, self.settings.distance)
+        return distance / unit_length(harmful, harmless, self.settings.unit)
 
     def backward(self, step: int) -> dict[str, float]:
         harmful = collate(draw_texts(self.harmful, self.settings.batch, self.rng))
@@ -157,20 +188,20 @@ class Separating:
         states, logits = self.model.forward(text.ids, text.all_text, self.layers, logits=True)
         harmless_states = states[:, text.last_prompt_token[text.all_text]]
         pairs = zip(harmful_states, harmless_states, strict=True)
-        distance = torch.stack([separation(h, s, self.settings.distance) for h, s in pairs])
+        distance = torch.stack([self._separation(h, s) for h, s in pairs])
         ratio = (distance / self.initial_distance).mean()
         kl = kl_divergence(self.base.logits(text), logits, None, direction="tuned||base")
         (self.settings.kl_weight * kl - ratio).backward()
-        return {"separation": ratio.item(), "kl": kl.item(), "held_kl": self.average}
+        return {"separation": ratio.item(), "kl": kl.item(), "held_kl": self.held_kl}
 
     def done(self, step: int) -> bool:
         """Measure the KL after `step` steps; at the end restore the last weights below kappa."""
-        smoothing = self.settings.smoothing
-        kl = self._held_out_kl()
-        self.average = smoothing * self.average + (1 - smoothing) * kl
-        if not math.isfinite(self.average):
-            raise Failure(f"training stopped: held_kl is {self.average} at step {step}")
-        exceeds = self.average > self.settings.kappa
+        if step % self.settings.check and step < self.settings.steps:
+            return False
+        self.held_kl = kl = self._held_out_kl()
+        if not math.isfinite(kl):
+            raise Failure(f"training stopped: held_kl is {kl} at step {step}")
+        exceeds = kl > self.settings.kappa
         if exceeds:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
@@ -185,28 +216,32 @@ class Separating:
         return True
 
     def state(self) -> dict[str, Tensor]:
-        numbers = torch.tensor([self.average, self.kept_step, self.kept_kl], dtype=torch.float64)
+        numbers = torch.tensor([self.held_kl, self.kept_step, self.kept_kl], dtype=torch.float64)
         kept = {f"kept.{name}": tensor for name, tensor in self.kept.items()}
         return {"rng": self.rng.get_state(), "numbers": numbers, **kept}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.rng.set_state(state["rng"])
-        self.average, step, self.kept_kl = state["numbers"].tolist()
+        self.held_kl, step, self.kept_kl = state["numbers"].tolist()
         self.kept_step = int(step)
         for name, tensor in self.kept.items():
             tensor.copy_(state[f"kept.{name}"])
 
     def notes(self) -> dict[str, object]:
-        """The layers, probe accuracies, where training ended, `measures` of both layers."""
-        return {
+        """The layers and how they were chosen, where training ended, `measures` of both layers."""
+        notes: dict[str, object] = {
             "emergence": self.emergence,
             "terminal": self.layers[-1],
+            "terminal_choice": self.settings.terminal,
             "probe_accuracy": self.probe_accuracy,
+            "state_norms": self.state_norms,
             "kept_step": self.kept_step,
             "kept_kl": self.kept_kl,
-            "held_kl": self.average,
+            "held_kl": self.held_kl,
             **self.measured,
         }
+        falls = falling_perturbations(self.measured["start"], self.measured["end"])
+        return {**notes, "warnings": falls} if falls else notes
 
     def _split(self, kind: str, examples: Sequence[Example]) -> tuple[list[Text], list[Text]]:
         """The held-out and the trained queries, each request once."""
@@ -243,17 +278,21 @@ class Separating:
         return torch.cat(parts), labels, held_out
 
     def _held_out_kl(self) -> float:
-        """L_KL of a batch of held-out harmless text."""
-        text = collate(draw_texts(self.held_harmless, self.settings.batch, self.rng))
+        """L_KL of all held-out harmless text."""
+        total, tokens = 0.0, 0
         with evaluating(self.model):
-            _, tuned = self.model.forward(text.ids, text.all_text, logits=True)
-            base = self.base.logits(text)
-            return kl_divergence(base, tuned, None, direction="tuned||base").item()
+            for start in range(0, len(self.held_harmless), self.settings.batch):
+                text = collate(self.held_harmless[start : start + self.settings.batch])
+                _, tuned = self.model.forward(text.ids, text.all_text, logits=True)
+                base = self.base.logits(text)
+                kl = kl_divergence(base, tuned, None, direction="tuned||base").item()
+                total, tokens = total + kl * len(tuned), tokens + len(tuned)
+        return total / tokens
 
     def _measure(
         self, states: Tensor, labels: Tensor, held_out: Tensor
     ) -> dict[str, dict[str, float]]:
-        """`measures` of the emergence layer and the last one."""
+        """`measures` of the emergence layer and the terminal one."""
         names = ["emergence", "terminal"] if len(self.layers) == 2 else ["terminal"]
         return {
             name: measures(states[:, i], labels, held_out, self.norms[i])
@@ -277,6 +316,56 @@ def separation(harmful: Tensor, harmless: Tensor, distance: Distance) -> Tensor:
     # not by matrix products, which lose the small differences of near states
     pairs = torch.cdist(harmful, harmless, compute_mode="donot_use_mm_for_euclid_dist")
     return pairs.mean()
+
+
+def unit_length(harmful: Tensor, harmless: Tensor, unit: Unit) -> Tensor:
+    """The length in which distances are told, of states (n, d) and (m, d); it has gradients.
+
+    Args:
+        harmful, harmless: the states.
+        unit: "norm", the mean norm of all states; "spread", the root mean square distance of
+            states from the mean of their class; "constant", 1.
+    """
+    if unit not in ("norm", "spread", "constant"):
+        raise ValueError(f"no unit {unit!r}: norm, spread or constant")
+    classes = [harmful.float(), harmless.float()]
+    if unit == "constant":
+        return torch.ones((), device=harmful.device)
+    if unit == "norm":
+        return torch.cat(classes).norm(dim=-1).mean()
+    return torch.cat([x - x.mean(0) for x in classes]).square().sum(-1).mean().sqrt()
+
+
+def plateau_end(
+    accuracy: Sequence[float], norms: Sequence[float], first: int, threshold: float, growth: float
+) -> int:
+    """The last layer from `first` on before accuracies or state norms leave their plateau.
+
+    They leave it where the accuracy falls below the threshold, or the mean norm is more than
+    `growth` times that of the layer before. No layer above the last of `accuracy` is taken.
+    """
+    layer = first
+    while (
+        layer + 1 < len(accuracy)
+        and accuracy[layer + 1] >= threshold
+        and norms[layer + 1] <= growth * norms[layer]
+    ):
+        layer += 1
+    return layer
+
+
+def falling_perturbations(
+    start: Mapping[str, Mapping[str, float]], end: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """A warning for each layer whose relative perturbation training made smaller."""
+    name = "relative_perturbation"
+    return [
+        f"at the {layer} layer the relative perturbation fell from {start[layer][name]:.3f} to "
+        f"{end[layer][name]:.3f}, while norms grew by {end[layer]['norm_ratio']:.2f}: harmful "
+        "queries are easier to move across the probe than before"
+        for layer in start
+        if end[layer][name] < start[layer][name]
+    ]
 
 
 def emergence(accuracy: Sequence[float], threshold: float, first: int) -> int:

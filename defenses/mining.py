@@ -22,6 +22,7 @@ from robench.types import Context
 
 WINDOW = 100  # latest answers whose mean loss ends a module's training (released code)
 RECENT = 10  # latest iterations whose mean loss decides whether it is used (released code)
+LITTLE = 0.75  # share of the expected use below which the record has a warning
 SAMPLE = 64  # answers, about, on which the undefended loss is measured
 
 
@@ -43,9 +44,9 @@ class Settings(Protocol):
     @property
     def chance(self) -> float: ...  # that a batch is attacked
     @property
-    def enough(self) -> float: ...  # times the undefended loss: below it training ends
+    def enough(self) -> float: ...  # nats per token: below it a module's training ends
     @property
-    def bound(self) -> float: ...  # times the undefended loss: below it a module is used
+    def bound(self) -> float: ...  # nats per token: below it a module is used
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class Mining:
 
     def works(self) -> bool:
         """Whether the module's recent loss is below its bound."""
-        limit = self.settings.bound * self.undefended
-        return bool(self.recent) and sum(self.recent) / len(self.recent) < limit
+        recent = self.recent
+        return bool(recent) and sum(recent) / len(recent) < self.settings.bound
 
     def state(self) -> dict[str, Tensor]:
         state = {
@@ -154,12 +155,29 @@ class Mining:
                     if key.startswith(f"{name}.")
                 }
 
+    @property
+    def expected(self) -> float:
+        """How many batches a module that always works attacks, on average."""
+        return self.settings.chance * self.batches
+
+    def warnings(self) -> list[str]:
+        """That the modules were used much less than expected, if they were."""
+        if self.attacked_batches >= LITTLE * self.expected:
+            return []
+        return [
+            f"hard negatives were used in {self.attacked_batches} of {self.batches} micro-batches, "
+            f"where {self.expected:.1f} are expected: modules came late or did not reach `bound`"
+        ]
+
     def notes(self) -> dict[str, object]:
+        """Use against expectation, the loss to which thresholds compare, and all modules."""
         names = ("step", "layer", "iterations", "first_loss", "last_loss")
         return {
             "undefended_loss": round(self.undefended, 6),
             "attacked": self.attacked_batches,
             "micro_batches": self.batches,
+            "expected": round(self.expected, 2),
+            "share_of_expected": round(self.attacked_batches / max(self.expected, 1e-9), 4),
             "modules": [
                 {n: int(x) if x == int(x) else round(x, 6) for n, x in zip(names, row, strict=True)}
                 for row in self.log
@@ -184,10 +202,9 @@ class Mining:
     def _train(self, module: Affine) -> list[float]:
         losses: list[float] = []
         window = math.ceil(WINDOW / self.settings.mined)
-        limit = self.settings.enough * self.undefended
         while len(losses) < self.settings.iterations:
             losses.append(self._iterate(module))
-            if len(losses) >= window and sum(losses[-window:]) / window < limit:
+            if len(losses) >= window and sum(losses[-window:]) / window < self.settings.enough:
                 break
         return losses
 

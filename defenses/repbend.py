@@ -42,7 +42,11 @@ class RepBend:
     """Bend the states of harmful answers away from where they were and towards one direction.
 
     Safe replies are answers to harmless requests and refusals of harmful ones. The push has no
-    bound; only the number of steps stops it.
+    bound; only the number of steps stops it. The demo takes half of the texts per step; in both
+    presets the cosine term is over the 8 harmful answers of a micro-batch.
+
+    Differs: the last state is the block's raw output, not the final norm's; the retain text is the
+    first reply of a conversation, not all of them.
     """
 
     alpha: float = 0.5  # safe; the four weights of RepBend's own script
@@ -52,8 +56,12 @@ class RepBend:
     depths: tuple[float, float] = (20 / 32, 30 / 32)  # of the lowest and highest bent layer
     temperature: float = 2.0  # of the KL
     steps: int = 450
-    batch: int = 16  # harmful answers, and as many safe replies and retain texts
-    refusals: float = 0.5  # share of refusals in the safe replies
+    batch: int = 8  # harmful answers per micro-batch, and as many safe replies
+    retain: int = 4  # retain texts per micro-batch
+    micro: int = 4  # micro-batches per step
+    refusals: float = 0.5  # share of refusals in the safe replies; in the released data at least
+    # that, as half of them are refusals of WildJailbreak and some of WildGuardMix are
+    clip: float = 1.0  # norm of the gradient: HF Trainer's default, which accelerate hands on
     rate: float = 1e-5  # AdamW, constant
     rank: int = 16
     lora_alpha: int = 16
@@ -64,11 +72,19 @@ class RepBend:
     needs: ClassVar[tuple[str, ...]] = ("examples",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "demo": {"steps": 150, "rate": 1e-4, "dropout": 0.0, "checkpointing": False},
+        "demo": {
+            "steps": 150,
+            "micro": 2,
+            "retain": 8,
+            "rate": 1e-4,
+            "dropout": 0.0,
+            "checkpointing": False,
+        },
     }
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch", "rank")
+        at_least(self, 1, "steps", "batch", "retain", "micro", "rank")
+        at_least(self, 0, "clip")
         within(self, "(0, 1]", "depths")
         if self.depths[0] > self.depths[1]:
             raise ValueError("depths must be in ascending order")
@@ -86,12 +102,13 @@ class RepBend:
         return trained_adapter(self, recipe, model, ctx, cache, objective)
 
     def forecast(self, lengths: Lengths) -> Forecast:
-        tokens = self.steps * 3 * self.batch * (lengths.prompt + lengths.reply)
-        return Forecast(self.steps, 2 * tokens, tokens, passes=3)
+        texts = self.steps * self.micro * (2 * self.batch + self.retain)
+        tokens = texts * (lengths.prompt + lengths.reply)
+        return Forecast(self.steps, 2 * tokens, tokens, passes=3 * self.micro)
 
 
 class Bending:
-    """The Objective: one batch of harmful, one of safe and one of retain text per step."""
+    """The Objective: micro-batches of harmful, of safe and of retain text per step."""
 
     def __init__(
         self, settings: RepBend, model: ChatModel, layers: Sequence[int], ctx: Context
@@ -101,7 +118,8 @@ class Bending:
         self.rng = ctx.rng("repbend")
 
     def backward(self, step: int) -> dict[str, float]:
-        return {"safe": self._safe(), **self._bend(), "kl": self._retain()}
+        parts = [self._micro_batch() for _ in range(self.settings.micro)]
+        return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
     def done(self, step: int) -> bool:
         return step >= self.settings.steps
@@ -115,13 +133,17 @@ class Bending:
     def notes(self) -> dict[str, object]:
         return {"layers": self.layers}
 
+    def _micro_batch(self) -> dict[str, float]:
+        """Backpropagate its share of the losses, return them by name."""
+        return {"safe": self._safe(), **self._bend(), "kl": self._retain()}
+
     def _safe(self) -> float:
         s = self.settings
         batch = collate(draw_safe_texts(self.texts, s.batch, s.refusals, self.rng))
         layers = range(self.model.depth + 1)
         tuned, base = tuned_and_base(self.model, batch, layers, batch.response)
         loss = masked_mean(l2(tuned, base), None)
-        (s.alpha * loss).backward()
+        (s.alpha * loss / s.micro).backward()
         return loss.item()
 
     def _bend(self) -> dict[str, float]:
@@ -131,18 +153,19 @@ class Bending:
         last = batch.last_prompt_token[tokens].to(tuned.device)
         forget = -masked_mean(l2(tuned[:, ~last], base[:, ~last]), None)
         spread = dissimilarity(tuned[:, last])
-        (self.settings.beta * forget + self.settings.gamma * spread).backward()
+        s = self.settings
+        ((s.beta * forget + s.gamma * spread) / s.micro).backward()
         return {"forget": forget.item(), "cosine": spread.item()}
 
     def _retain(self) -> float:
-        batch = collate(draw_texts(self.texts.harmless, self.settings.batch, self.rng))
+        batch = collate(draw_texts(self.texts.harmless, self.settings.retain, self.rng))
         _, tuned = self.model.forward(batch.ids, batch.all_text, logits=True)
         with without_adapter(self.model):
             _, base = self.model.forward(batch.ids, batch.all_text, logits=True)
         total = kl_divergence(base, tuned, None, self.settings.temperature, "base||tuned", "mean")
         # Summed over tokens and averaged over texts, as in the released code
         loss = total * batch.all_text.sum() / len(batch.ids)
-        (self.settings.epsilon * loss).backward()
+        (self.settings.epsilon * loss / self.settings.micro).backward()
         return loss.item()
 
 

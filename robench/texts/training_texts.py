@@ -13,9 +13,15 @@ A format is recognised by its columns, ignoring case, spaces and underscores; th
       data_type                          requests answered, harmful ones refused
     prompt, harmless_answer,             RepBend's set (Yousefpour et al., arXiv 2504.01550):
       harmful_answer                     harmful requests answered, and refused
+    prompt, completion, final_label      XSTest's judged completions (Röttger et al., arXiv
+                                         2308.01263): those in full compliance, as answers to
+                                         requests that only look harmful
     any other                            a text and a reply (reply, answer, output or response);
                                          kind (answer or refusal, by default answer) and harmful
                                          (true or false, by default true)
+
+Harmless requests that only look harmful have the category `near-harmful`, in any format with a
+column category: circuit_breaker retains answers to them as a kind of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +36,7 @@ from robench.texts.records import Row
 from robench.texts.refusals import refused
 from robench.types import Example
 
+NEAR_HARMFUL = "near-harmful"  # category of harmless requests that only look harmful
 REPLY = ("reply", "answer", "output", "response")
 OPENING = 80  # characters of a reply in which a refusal is looked for
 MOSTLY = 0.5  # share of refusals among harmful answers above which a file is rejected
@@ -137,6 +144,14 @@ def _repbend(row: Row) -> Iterator[Example]:
     yield from _example(row, "prompt", "harmless_answer", harmful, kind)
 
 
+def _xstest(row: Row) -> Iterator[Example]:
+    """Answers in full compliance; refusals, whole or partial, are left out."""
+    if records.text(row, "final_label").lower() != "1_full_compliance":
+        return
+    for example in _example(row, "prompt", "completion", harmful=False):
+        yield replace(example, behavior=replace(example.behavior, category=NEAR_HARMFUL))
+
+
 def _plain(row: Row) -> Iterator[Example]:
     reply = records.text(row, *REPLY)
     if not reply:
@@ -159,6 +174,7 @@ _FORMATS: Mapping[tuple[str, ...], Callable[[Row], Iterator[Example]]] = {
     ): _wildguard,
     ("vanilla", "adversarial", "completion", "data_type"): _wildjailbreak,
     ("prompt", "harmless_answer", "harmful_answer"): _repbend,
+    ("prompt", "completion", "final_label"): _xstest,
 }
 
 

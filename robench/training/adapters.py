@@ -44,6 +44,7 @@ class Recipe:
     spread:        standard deviation of LoRA's B at the start; at B = 0 the gradient of some losses
                    is exactly zero, and in fp32 no rounding noise ever starts the training
     checkpointing: recompute blocks in the backward pass instead of holding them in memory
+    clip:          largest norm of the gradient of all weights together; 0: any
     """
 
     layers: int
@@ -53,6 +54,7 @@ class Recipe:
     dropout: float = 0.0
     spread: float = 0.0
     checkpointing: bool = False
+    clip: float = 0.0
 
     @classmethod
     def of(cls, defense: Any, layers: int) -> Recipe:
@@ -207,8 +209,8 @@ class _Training:
             if "lora_B" in name and self.recipe.spread:
                 nn.init.normal_(parameter, std=self.recipe.spread)
         objective = self.make_objective(replace(self.model, adapter=adapter))
-        rate = self.recipe.rate
-        curves, total = train_loop(objective, parameters, rate, checkpoint, purpose, cost)
+        rate, clip = self.recipe.rate, self.recipe.clip
+        curves, total = train_loop(objective, parameters, rate, checkpoint, purpose, cost, clip)
         return curves, total, objective.notes()
 
     def _purpose(self) -> dict[str, Any]:
@@ -284,10 +286,34 @@ def _card(record: dict[str, Any]) -> str:
             "|---|---|---|",
             *losses,
             "",
+            *_card_notes(record["notes"]),
             "`robench run --defenses adapter:FOLDER` measures how well it holds.",
             "",
         ]
     )
+
+
+def _card_notes(notes: Mapping[str, Any]) -> list[str]:
+    """The notes of a training as lines of the card: warnings first, then its figures by name."""
+    lines = [f"**Note:** {warning}." for warning in notes.get("warnings", ())]
+    figures = [f"- {name}: {value}" for name, value in _figures(notes) if name != "warnings"]
+    return [line for part in (lines, figures) for line in (*part, "") if part]
+
+
+def _figures(notes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of notes; those inside a mapping by both names; no lists of mappings."""
+    for name, value in notes.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{prefix}{name}, ")
+        elif isinstance(value, (list, tuple)):
+            if not any(isinstance(entry, Mapping) for entry in value):
+                yield prefix + name, ", ".join(map(_figure, value))
+        else:
+            yield prefix + name, _figure(value)
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robench.errors import Failure
 from robench.model.chat import Chat
+from robench.texts.training_texts import NEAR_HARMFUL
 from robench.types import Example, user
 
 
@@ -73,6 +74,11 @@ def split_examples(examples: Sequence[Example]) -> SplitExamples:
         if not part:
             raise Failure(f"the training data has no answers to {kind} requests")
     return split
+
+
+def is_near_harmful(example: Example) -> bool:
+    """Whether an example answers a harmless request that only looks harmful."""
+    return not example.behavior.harmful and example.behavior.category == NEAR_HARMFUL
 
 
 def tokenise(

@@ -37,8 +37,9 @@ def train_loop(
     checkpoint: Path,
     purpose: str,
     cost: Callable[[], Cost],
+    clip: float = 0.0,
 ) -> tuple[Curves, Cost]:
-    """Train until the objective is done: constant learning rate, no weight decay.
+    """Train until the objective is done: AdamW, constant learning rate, no weight decay.
 
     Args:
         objective: computes and backpropagates the losses of each step.
@@ -47,6 +48,8 @@ def train_loop(
         checkpoint: the file that the training resumes from if it exists, and is saved to.
         purpose: a hash of what is trained: a checkpoint of another training is ignored.
         cost: the cost of this training since it was started or resumed.
+        clip: the norm to which the gradient of all parameters together is scaled down where it is
+            larger; 0: never.
 
     Returns:
         The losses per step by name, and the whole cost, including that before interruptions.
@@ -69,6 +72,8 @@ def train_loop(
                 if value != value or abs(value) == float("inf"):
                     raise Failure(f"training stopped: {name} is {value} at step {step}")
                 curves.setdefault(name, []).append(round(value, 6))
+            if clip:
+                nn.utils.clip_grad_norm_(parameters.values(), clip)
             optimizer.step()
             optimizer.zero_grad()
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})

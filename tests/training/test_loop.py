@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from robench.errors import Failure
 from robench.training import loop
@@ -111,3 +112,29 @@ def test_the_cost_before_an_interruption_counts(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(dies_at=8)
     assert run() == (4.0, 6.0)
+
+
+@pytest.mark.parametrize(("clip", "factor"), [(0.0, 1), (26.0, 1), (1.3, 0.1)])
+def test_a_clipped_gradient_has_at_most_that_norm_over_all_parameters(tmp_path, clip, factor):
+    """Gradients (3, 4) and (0, 12) of two parameters have norm 13 together."""
+    gradients = {"first": torch.tensor([3.0, 4.0]), "second": torch.tensor([0.0, 12.0])}
+    parameters = {name: nn.Parameter(torch.zeros(2)) for name in gradients}
+    stepped = {}
+
+    class Constant(Regression):
+        def backward(self, step):
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name].clone()
+            return {"loss": 0.0}
+
+    def observe(*_):
+        stepped.update({name: p.grad.clone() for name, p in parameters.items()})
+
+    observed = register_optimizer_step_pre_hook(observe)
+    try:
+        objective = Constant(parameters["first"], steps=1)
+        train_loop(objective, parameters, 0.1, tmp_path / "c", "", loop.Cost, clip)
+    finally:
+        observed.remove()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(stepped[name], factor * gradient, rtol=1e-5, atol=0)
