@@ -46,6 +46,8 @@ class AutoDAN:
     mutation: float = 0.01  # p_m
     cycle: int = 5  # every cycle-th step is a GA step; 1 = all of them
     words: int = 30  # kept in the momentum dictionary; 0 = all
+    # whether words that p_c spares give way to synonyms without a value, as in the official code
+    unseen: bool = False
     patience: int = 0  # steps without progress after which a search ends; 0 = never
     every: int = 10  # steps between recorded attempts
     lowercase: bool = False  # the request; Differs: only the official code alters it
@@ -57,7 +59,7 @@ class AutoDAN:
 
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "official": {"elites": 0.05, "words": 0, "lowercase": True},
+        "official": {"elites": 0.05, "words": 0, "unseen": True, "lowercase": True},
         # HarmBench has Mistral-7B-Instruct-v0.2 rewrite: name it, or another, as the mutator
         "harmbench": {"population": 64, "cycle": 1, "patience": 10, "every": 5},
         "demo": {"steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},

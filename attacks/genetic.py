@@ -76,6 +76,8 @@ class Settings(Protocol):
     @property
     def synonyms(self) -> str: ...  # file or WordNet's folder, "" = the organism's
     @property
+    def unseen(self) -> bool: ...  # whether words give way to synonyms without a value
+    @property
     def patience(self) -> int: ...  # steps without progress after which it ends, 0 = never
 
 
@@ -185,7 +187,7 @@ class _Population:
         else:
             self.words = word_values(self.words, members, scores.tolist(), settings.words)
             offspring = [
-                reword(member, self.words, synonyms, settings.crossover, generator)
+                reword(member, self.words, synonyms, settings.crossover, generator, settings.unseen)
                 for member in members[elites:]
             ]
         self.members = members[:elites] + mutate(offspring, rewrite, settings.mutation, generator)
@@ -300,14 +302,16 @@ def reword(
     synonyms: Mapping[str, Sequence[str]],
     chance: float,
     generator: torch.Generator,
+    unseen: bool = False,
 ) -> str:
     """Replace words, each with probability `chance`, by synonyms drawn in proportion to value.
 
     The word itself is a candidate. Values are measured from the lowest of the candidates; those
     that are not in the dictionary have its lowest value. Stopwords and the placeholder are kept.
 
-    Differs: the official code replaces a word also when p_c decides against it, and then gives
-    unseen synonyms the value 0, the best of all, as scores are negative.
+    With `unseen`, as in the official code and not in the paper, the other words are replaced, too,
+    and those that are not in the dictionary have the value 0, the best of all, as scores are
+    negative: that is how words come in that no member has.
     """
     lowest = min(words.values(), default=0.0)
     remaining = MAX_REPLACED
@@ -318,9 +322,12 @@ def reword(
         if not remaining or word in STOPWORDS or word not in synonyms:
             return match[0]
         candidates = [word, *synonyms[word]]
-        values = [words.get(candidate, lowest) for candidate in candidates]
-        weights = torch.tensor([value - min(values) for value in values])
-        if not weights.any() or not _happens(chance, generator):
+        weights = _weights(candidates, words, lowest)
+        if (unseen or weights.any()) and not _happens(chance, generator):
+            if not unseen:
+                return match[0]
+            weights = _weights(candidates, words, 0.0)
+        if not weights.any():
             return match[0]
         synonym = candidates[int(torch.multinomial(weights, 1, generator=generator))]
         if synonym == word:
@@ -333,6 +340,12 @@ def reword(
         remaining = MAX_REPLACED
         parts.append(_WORD.sub(replacement, part))
     return "".join(parts)
+
+
+def _weights(candidates: Sequence[str], words: Mapping[str, float], default: float) -> Tensor:
+    """The candidates' values, measured from the lowest of them."""
+    values = [words.get(candidate, default) for candidate in candidates]
+    return torch.tensor([value - min(values) for value in values])
 
 
 def check_settings(settings: Settings) -> None:

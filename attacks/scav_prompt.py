@@ -42,6 +42,7 @@ class SCAVPrompt:
     mutation: float = 0.01
     cycle: int = 5
     words: int = 0
+    unseen: bool = True
     patience: int = 0
     every: int = 10
     pool: str = ""
@@ -53,8 +54,10 @@ class SCAVPrompt:
     needs: ClassVar[tuple[str, ...]] = ("references",)
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
-        "demo": {"steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},
-    }
+        "demo": {
+            "steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "unseen": False, "every": 5,
+        },
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         at_least(self, 1, "pairs")

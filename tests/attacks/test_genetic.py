@@ -40,6 +40,7 @@ class Settings:
     mutation: float = 0.0
     cycle: int = 1
     words: int = 0
+    unseen: bool = False
     patience: int = 0
 
 
@@ -303,6 +304,21 @@ def test_the_chance_decides_on_replacement_unlike_in_the_official_code():
     official = official_reword(text, WORDS, TABLE, 0.0, rng()).split()
     assert official.count("calm") == 0  # the worst of the candidates is never drawn
     assert Counter(official).most_common(1)[0][0] == "serene"  # and unseen words count as best
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_with_unseen_words_the_official_code_is_followed(chance):
+    """Words that the coin spares give way to what no member has, which alone brings in new ones."""
+    words, synonyms = {"calm": -2.0, "quiet": -1.0}, {"calm": ["quiet", "serene"]}
+    new = 0
+    for seed in range(200):
+        ours = genetic.reword("calm calm calm", words, synonyms, chance, rng(seed), unseen=True)
+        assert ours == official_reword("calm calm calm", words, synonyms, chance, rng(seed))
+        new += ours.count("serene")
+        assert "serene" not in genetic.reword("calm calm calm", words, synonyms, chance, rng(seed))
+    assert (new > 100) is (chance < 1)
+    chosen = {p: AutoDAN(**AutoDAN.presets[p]).unseen for p in AutoDAN.presets}
+    assert chosen == {"paper": False, "official": True, "harmbench": False, "demo": False}
 
 
 def test_rewording_steps_are_between_crossover_steps():
