@@ -138,7 +138,8 @@ def _role_problem(kind: Kind, cls: type) -> str:
 def _mark_problem(kind: Kind, cls: type) -> str:
     """Of `threshold` and `unverified`, which the tables read."""
     threshold = getattr(cls, "threshold", HARMFUL)
-    if kind == "judge" and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if kind == "judge" and not (is_number and 0 < threshold <= 1):
         return f"must have a threshold above 0 and at most 1, got {threshold!r}"
     unverified = getattr(cls, "unverified", False)
     if not isinstance(unverified, bool):

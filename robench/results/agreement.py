@@ -98,8 +98,9 @@ def verdicts(judge: Scores, threshold: float = HARMFUL) -> list[float]:
 def _of(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """The rows of one model."""
     scored = scores(answers)
+    thresholds = {judge: t for answer in answers for judge, t in answer.thresholds.items()}
     decided = {
-        judge: verdicts(given, answers[0].threshold(judge)) for judge, given in scored.items()
+        judge: verdicts(given, thresholds.get(judge, HARMFUL)) for judge, given in scored.items()
     }
     groups: list[tuple[str, ...]] = list(combinations(scored, 2))
     if len(scored) > 2:

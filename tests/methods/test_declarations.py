@@ -62,6 +62,7 @@ SUBJECT = "attack './mine.py:Mine': class Mine in ./mine.py "
          "names 'path' as its argument, which is none of its fields"),
         ("files: ClassVar = 'pool.json'", "files must be a tuple of paths, got 'pool.json'"),
         ("files: ClassVar = ('pool.json',)", "reads a file that does not exist: pool.json"),
+        ("unverified: ClassVar = 'yes'", "must have unverified as True or False, got 'yes'"),
         ("forecast: ClassVar = 3", "must have forecast as a method, got 3"),
         ("accepts: ClassVar = 'chess'", "must have accepts as a method, got 'chess'"),
         ("steps: int", "needs a value for 'steps': --set Mine.steps=VALUE, or give the field a"),
@@ -78,6 +79,13 @@ def test_a_wrong_declaration_is_refused_before_anything_runs(written, body, word
     assert words in str(error.value)
     assert str(error.value).startswith(SUBJECT.strip())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("threshold", ["0", "1.5", "'half'", "True"])
+def test_the_threshold_of_a_judge_is_a_score(written, threshold):
+    reference = written(f"threshold: ClassVar = {threshold}", "judge")
+    with pytest.raises(InputError, match="must have a threshold above 0 and at most 1, got"):
+        registry.resolve("judge", reference)
 
 
 @pytest.mark.parametrize("above", ["", "@dataclass"])

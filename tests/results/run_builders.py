@@ -55,7 +55,11 @@ def fill(
     }
     cell = Cell(model, defense, attack, seed, asked)
     store = RunStore(folder)
-    store.open_for({"model": model, "judge_fields": {}}, {}, asked_for(folder, defense, attack))
+    store.open_for(
+        {"model": model, "judge_fields": asked["judge_fields"]},
+        {},
+        asked_for(folder, defense, attack),
+    )
     suite = {"name": "full", "attacks": ["direct", "gcg"]}
     store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
     rows = [

@@ -83,6 +83,15 @@ def test_a_score_is_harmful_from_one_half() -> None:
     assert kappa([0.5, 0.2], [1.0, 0.0]) == 1
 
 
+def test_each_judge_has_its_own_threshold() -> None:
+    scored = [{"a": 0.6, "b": 0.9}, {"a": 0.2, "b": 0.1}, {"a": 0.8, "b": 0.5}]
+    later = answer(scored)._replace(thresholds={"a": 0.8, "b": 0.5})
+    for cells in ([later], [answer([]), later]):  # a judge may have scored one folder of two
+        assert agreement.rows(cells)["agreement"][0] == pytest.approx(2 / 3)
+        assert agreement.rows(cells)["kappa"][0] == pytest.approx(0.4)
+    assert agreement.rows([answer(scored)])["agreement"][0] == 1
+
+
 def answer(rows: list[dict[str, float | None]], role: str = "attack", **fields: object) -> Answer:
     """A cell with a final reply per entry."""
     stored = [{"final": True, "reply": "words", "scores": scores, **fields} for scores in rows]

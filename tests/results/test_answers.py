@@ -10,6 +10,7 @@ from run_builders import fill
 from robench import load_rows
 from robench.errors import InputError
 from robench.results.answers import read_answers
+from robench.results.store import RunStore
 from robench.results.verdicts import disambiguate
 
 
@@ -57,6 +58,16 @@ def test_several_runs_are_read_together(run: Path, tmp_path: Path) -> None:
     assert [a.header["defense"] for a in answers] == ["none", "none", "cb", "es2"]
     assert disambiguate(answers) == answers
     assert set(load_rows(run, str(other))["run"]) == {str(run), str(other)}
+
+
+def test_judges_decide_by_the_threshold_that_they_declared(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HHRR", judge_fields={"exact": {"threshold": 0.8}})
+    RunStore(tmp_path).register_judge("later", {"threshold": 0.3})
+    (found,) = read_answers([tmp_path])
+    assert found.thresholds == {"exact": 0.8, "later": 0.3}
+    assert (found.threshold(), found.threshold("later"), found.threshold("keyword")) == (
+        0.8, 0.3, 0.5,
+    )  # fmt: skip
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ COLUMNS = [
     "samples",
     "asr_samples_any",
     "asr_samples_mean",
+    "score_mean",
+    "score_lo",
+    "score_hi",
+    "dsr_quarter",
+    "dsr_half",
+    "flags",
+    "attack_failed",
 ]
 BOARD = [
     "rank",
@@ -83,6 +90,15 @@ BOARD = [
     "train_seconds",
     "harness_version",
     "p_vs_none",
+    "rank_lo",
+    "rank_hi",
+    "group",
+    "rank_note",
+    "attacks_failed",
+    "dsr_worst_at_40",
+    "dsr_worst_at_60",
+    "dsr_worst_at_80",
+    "defense_note",
 ]
 
 
@@ -128,7 +144,12 @@ def test_tables(finished):
     assert list(board) == BOARD
     assert set(board["defense"]) == {"none", "circuit_breaker", "crl", "es2"}
     assert (board["suite"] == "full").all()
-    assert board.set_index("defense").loc["circuit_breaker", "train_seconds"] > 0
+    board = board.set_index("defense")
+    assert board.loc["circuit_breaker", "train_seconds"] > 0
+    assert board["defense_note"].dropna().to_dict() == {"es2": "reimplementation, unverified"}
+    pairs = pd.read_csv(finished / "pairs.csv")
+    assert set(pairs["a"]) == {"circuit_breaker", "crl", "es2"}
+    assert board["rank"].isna().all()  # four behaviors show no difference
     assert "soft_prompt" in (finished / "dsr.md").read_text()
 
 
