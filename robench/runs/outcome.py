@@ -62,6 +62,7 @@ class Outcome:
 
     def _repr_html_(self) -> str:
         """The leaderboard, for a notebook; names are escaped."""
-        shown = ["rank", "defense", "dsr_worst", "dsr_worst_lo", "dsr_worst_hi", "dsr_mean",
-                 "strongest_attack", "benign_compliance", "gate"]  # fmt: skip
+        shown = ["rank_lo", "rank_hi", "group", "rank_note", "defense", "dsr_worst", "dsr_worst_lo",
+                 "dsr_worst_hi", "dsr_mean", "strongest_attack", "benign_compliance",
+                 "gate"]  # fmt: skip
         return self.leaderboard[shown].to_html(index=False, float_format="{:.2f}".format)

@@ -40,6 +40,15 @@ def test_three_that_cannot_be_told_apart_have_the_least_p(tmp_path: Path) -> Non
     assert "- a, b and c cannot be told apart (p >= 0.094).\n" in text  # 3 x 2 / 2^6
 
 
+def test_several_seeds_are_named_where_they_are_compared(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        for defense, letters in (("none", "H" * 20), ("a", "R" * 20), ("b", "H" + "R" * 19)):
+            fill(tmp_path, "direct", "R" * 20, defense, seed=seed)
+            fill(tmp_path, "gcg", letters, defense, seed=seed)
+            fill(tmp_path, "benign", "YYYY", defense, seed=seed)
+    assert "(exact McNemar, by a behavior's mean over 3 seeds, Holm over" in tables([tmp_path])
+
+
 def test_a_defense_no_better_than_none_has_these_words_for_a_rank(tmp_path: Path) -> None:
     text = run(tmp_path, 20, none="H" * 20, good="H", idle="H" * 18)
     assert board(text, "good")[:2] == ["1", "a"]
@@ -104,6 +113,7 @@ def test_any_attempt_and_a_curve_that_falls_stand_beside_the_rate(tmp_path: Path
     text = tables([tmp_path])
     assert "| 0 [0, 16] · still falling " in text
     assert "| 100 [84, 100] · 0 any attempt " in text
+    assert "\n- Any attempt: DSR where every recorded attempt counts" in text
     assert "\n- Still falling: gcg on none. DSR at the full budget is lower than at half" in text
 
 
