@@ -134,6 +134,10 @@ def test_a_strangers_attack_of_a_few_lines_passes():
             "    yield Attempt(b, Prompt(user('a')), step=torch.tensor(1), final=True)",
         ),
         (
+            "an edge_of_grid that is not True or False",
+            "for b in behaviors: yield Attempt(b, Prompt(user('a')), final=True, edge_of_grid=1)",
+        ),
+        (
             "same when run again",
             "for b in behaviors: yield Attempt(b, Prompt(user(str(torch.rand(1)))), final=True)",
         ),
