@@ -190,7 +190,8 @@ def test_running_out_of_memory_is_reported_with_the_fix(tmp_path, monkeypatch):
 
 
 def test_a_recipe_is_read_from_a_defenses_fields():
-    made = load_class("defense", "circuit_breaker")(rank=3, lora_alpha=5, dropout=0.2, spread=0.1)
-    assert Recipe.of(made, 4) == Recipe(4, 1e-4, 3, 5, 0.2, 0.1, checkpointing=True)
-    plain = load_class("defense", "es2")(rate=0.5)  # without dropout and spread
+    settings = {"rank": 3, "lora_alpha": 5, "dropout": 0.2, "spread": 0.1, "clip": 2.0}
+    made = load_class("defense", "circuit_breaker")(**settings)
+    assert Recipe.of(made, 4) == Recipe(4, 1e-4, 3, 5, 0.2, 0.1, True, 2.0)
+    plain = load_class("defense", "es2")(rate=0.5)  # without dropout, spread and clip
     assert Recipe.of(plain, 2) == Recipe(2, 0.5)
