@@ -405,3 +405,38 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ValueError):
             ES2(**wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_the_kl_is_that_of_all_held_out_text_and_is_measured_every_few_steps(tmp_path):
+    settings = {"kappa": math.inf, "steps": 7, "batch": 3, "check": 3}
+    with worn(tiny(), small(**settings), tmp_path) as target:
+        held_out = untrained(tiny(), **settings).held_harmless
+        text = collate(held_out)
+        assert len(held_out) > 3
+        with torch.no_grad():
+            _, tuned = target.forward(text.ids, text.all_text, logits=True)
+            with without_adapter(target):
+                _, base = target.forward(text.ids, text.all_text, logits=True)
+        p, q = tuned.log_softmax(-1), base.log_softmax(-1)
+        expected = (p.exp() * (p - q)).sum(-1).mean().item()
+    found = record(tmp_path)
+    assert found["notes"]["kept_kl"] == pytest.approx(expected, rel=1e-4)
+    curve = found["curves"]["held_kl"]
+    assert curve[0] == curve[1] == curve[2] == 0 < curve[3] == curve[4] == curve[5] < curve[6]
+    assert found["notes"]["kept_step"] == 7
+
+
+def test_the_terminal_layer_is_an_intermediate_one_and_no_adapter_is_above_its_cap(tmp_path):
+    from safetensors import safe_open
+
+    for terminal, depth in (("plateau", 1), ("last", 2)):
+        settings = {"terminal": terminal, "cap": 0.5, "growth": 9.0, "steps": 2}
+        with worn(tiny(), small(**settings), tmp_path / terminal):
+            pass
+        notes = record(tmp_path / terminal)["notes"]
+        assert (notes["terminal"], notes["terminal_choice"]) == (depth, terminal)
+        file = tmp_path / terminal / "cache" / "adapter_model.safetensors"
+        with safe_open(file, framework="pt") as weights:
+            names = "".join(weights.keys())
+        assert (".layers.1." in names) == (depth == 2) and ".layers.0." in names

@@ -84,11 +84,15 @@ def test_the_record_and_the_card_have_what_was_done(tmp_path):
     record = yaml.safe_load((tmp_path / "cache" / RECORD).read_text())
     assert record["defense"] == "CircuitBreaker" and record["seed"] == 0
     assert record["settings"]["steps"] == record["steps"] == 7
-    assert record["notes"] == {"layers": [1]}
+    shares = {"harmless": 0.714306, "refusals": 0.285694}  # no request that only looks harmful
+    assert record["notes"]["layers"] == [1] and record["notes"]["retain_shares"] == shares
+    assert len(record["notes"]["warnings"]) == 1
     assert len(record["train_data"]) == 64 and record["train_seconds"] > 0
     card = (tmp_path / "cache" / CARD).read_text()
     assert card.startswith("---\nbase_model:") and "library_name: peft" in card
     assert "| rerouting |" in card
+    assert "**Note:** no answers to requests that only look harmful were given" in card
+    assert "- layers: 1\n- retain_shares, harmless: 0.7143\n" in card
 
 
 def test_only_the_adapter_gets_a_gradient(tmp_path):
@@ -186,7 +190,8 @@ def test_running_out_of_memory_is_reported_with_the_fix(tmp_path, monkeypatch):
 
 
 def test_a_recipe_is_read_from_a_defenses_fields():
-    made = load_class("defense", "circuit_breaker")(rank=3, lora_alpha=5, dropout=0.2, spread=0.1)
-    assert Recipe.of(made, 4) == Recipe(4, 1e-4, 3, 5, 0.2, 0.1, checkpointing=True)
-    plain = load_class("defense", "es2")(rate=0.5)  # without dropout and spread
+    settings = {"rank": 3, "lora_alpha": 5, "dropout": 0.2, "spread": 0.1, "clip": 2.0}
+    made = load_class("defense", "circuit_breaker")(**settings)
+    assert Recipe.of(made, 4) == Recipe(4, 1e-4, 3, 5, 0.2, 0.1, True, 2.0)
+    plain = load_class("defense", "es2")(rate=0.5)  # without dropout, spread and clip
     assert Recipe.of(plain, 2) == Recipe(2, 0.5)
