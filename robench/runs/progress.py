@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 from robench.results.store import Cell
 from robench.runs.cells import Group
 
+ENOUGH = 0.05  # of the forecast work, before which the time that remains would be a guess
+
 
 def duration(seconds: float) -> str:
     """A time for people: "0.5 s", "12 s", "3 min", "2.5 h"."""
@@ -82,6 +84,6 @@ class Progress:
             f"{duration(elapsed)} elapsed"
         )
         rest = self._total - self._done
-        if self._finished < len(self._weights) and self._done > 0:
+        if self._finished < len(self._weights) and self._done > ENOUGH * self._total:
             line += f", about {duration(elapsed * rest / self._done)} remaining"
         return line
