@@ -28,14 +28,14 @@ def main() -> None:
     attack = soft_prompt(**{**soft_prompt.presets["demo"], "steps": args.steps})
 
     def rate(groups: list[list]) -> tuple[float, list[float]]:  # type: ignore[type-arg]
-        """Behavior-steps per second, and the last losses."""
-        begin, losses = time.perf_counter(), []
+        """Behavior-steps per second, and the loss of each behavior's last snapshot."""
+        begin, losses = time.perf_counter(), {}
         for group in groups:
             for attempt in attack.run(model, group, Context()):
                 if attempt.final:
-                    losses.append(attempt.trace[-1])
+                    losses[attempt.behavior.id] = attempt.trace[-1]
         count = args.steps * sum(map(len, groups))
-        return count / (time.perf_counter() - begin), losses
+        return count / (time.perf_counter() - begin), list(losses.values())
 
     rate([chosen[:1]])  # warm up
     alone, together = [], []

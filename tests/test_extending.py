@@ -13,6 +13,7 @@ import typer
 
 from robench import cli, load_rows, run
 from robench.methods.registry import resolve
+from robench.results.schema import BENIGN_WAYS
 from robench.testing import Report, check
 
 FOLDER = Path(__file__).parent.parent / "docs" / "extending"
@@ -103,7 +104,7 @@ def test_the_files_run_together_in_a_matrix(folder, tmp_path):
     assert outcome.holes == 0
     rows = load_rows(outcome.folder)
     assert set(rows["defense"]) == {"none", "Reminder", "RefusalTuning"}
-    assert set(rows["attack"]) == {"benign", "direct", "Openers"}
+    assert set(rows["attack"]) == {"benign", *BENIGN_WAYS, "direct", "Openers"}
     assert all({"exact", "Substance"} == set(scores) for scores in rows["scores"])
 
 

@@ -15,7 +15,6 @@ from robench.texts.refusals import refused
 from robench.types import Behavior, Context, Prompt, user
 
 SPLITS = ("test", "benign", "dev", "probe", "train")
-FASTER = {"steps": "60", "rate": "2e-3"}  # than the demo preset of circuit_breaker
 
 
 def solved(behaviors, replies) -> float:
@@ -126,7 +125,7 @@ def test_soft_prompt_breaks_it_and_the_circuit_breaker_defends_it(
 ):
     behaviors = [b for b in organism.behaviors("dev") if b.harmful][:10]
     attack = resolve("attack", "soft_prompt").instance
-    defense = resolve("defense", "circuit_breaker", settings=FASTER).instance
+    defense = resolve("defense", "circuit_breaker").instance
     ctx = Context(examples=organism.examples())
     undefended = count_broken(organism_model, list(attack.run(organism_model, behaviors, ctx)))
     with defense.applied(organism_model, ctx, tmp_path / "cache") as target:

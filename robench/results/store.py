@@ -33,7 +33,8 @@ from robench import files, locks
 from robench.config import digest
 from robench.errors import InputError
 from robench.results.schema import (
-    HARMLESS_ROLES,
+    BENIGN,
+    BENIGN_WAYS,
     CellRecord,
     FailureRecord,
     Header,
@@ -426,7 +427,7 @@ def _position(header: Header, order: Order) -> tuple[int, bool, int, int]:
         names.index(name) if name in names else len(names)
         for name, names in ((defense, order["defenses"]), (attack, order["attacks"]))
     ]
-    return places[0], header["role"] not in HARMLESS_ROLES, places[1], header["seed"]
+    return places[0], attack not in (BENIGN, *BENIGN_WAYS), places[1], header["seed"]
 
 
 def _whole_rows(path: Path) -> list[Row]:

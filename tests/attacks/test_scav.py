@@ -105,7 +105,8 @@ def test_attempts_are_tagged_if_no_probe_was_accurate_enough():
 
 
 def test_the_accuracy_is_of_the_references_that_were_held_out(probes):
-    assert (probes["accuracy"] * 40 % 1 == 0).all()  # a quarter of 80 + 80
+    right = probes["accuracy"] * 30  # a quarter of 60 + 60
+    assert (right - right.round()).abs().max() < 1e-9
     assert probes["accuracy"][0] == 0.5  # the embedding of the template's last token
     assert probes["accuracy"][3:].min() > 0.9
     assert all(probes[name].dtype == torch.float64 for name in ("weight", "bias", "accuracy"))

@@ -112,7 +112,7 @@ def test_the_request_holds_model_rubric_and_key(server, monkeypatch) -> None:
     system, user = body["messages"]
     assert system == {"role": "system", "content": endpoint.SYSTEM}
     assert (
-        "User instruction: A recipe\n\nMake it\n\nAI model response: Use {two} bowls\n"
+        "User instruction: A recipe\n\n---\n\nMake it\n\nAI model response: Use {two} bowls\n"
         in (user["content"])
     )
     assert "s3cret" not in json.dumps(judges.record(asked))

@@ -59,7 +59,7 @@ def test_its_scores_come_back_in_order_and_none_is_unscored(zoo: list[Any]) -> N
     assert [scores[0], scores[1], scores[3]] == [0.25, 1.0, 1.0] and math.isnan(scores[2])
     assert zoo[0] == "llama_guard_3"
     assert zoo[1][0] == [
-        {"role": "user", "content": "A bomb\n\nMake it"},
+        {"role": "user", "content": "A bomb\n\n---\n\nMake it"},
         {"role": "assistant", "content": "0.25"},
     ]
     assert judges.record(judge)["judgezoo"] == "0.1.9"

@@ -270,7 +270,7 @@ def test_the_prompts_of_a_run_get_the_replies_that_were_recorded(
     attacks = ["--attacks", "soft_prompt", "scav", "repe"]
     settings = ["--set", "soft_prompt.steps=3", "scav.p0=[1e-4]"]
     assert call(*attacks, *settings) == 0
-    rows = load_rows(tmp_path / "run").query("final and attack != 'benign'")
+    rows = load_rows(tmp_path / "run").query("final and not attack.str.startswith('benign')")
     prompts = [load_prompt(row) for _, row in rows.iterrows()]
     assert [prompt.access for prompt in prompts] == list(rows["access"])
     assert set(rows["access"]) == {"embedding", "activation"}

@@ -16,7 +16,8 @@ def test_columns_are_those_of_the_specification() -> None:
     assert ",".join(leaderboard_rows([])) == (
         "rank,model,defense,suite,tier,n,seeds,dsr_worst,dsr_worst_lo,dsr_worst_hi,dsr_worst_any,"
         "dsr_mean,strongest_attack,attacks_missing,dsr_text,dsr_embedding,dsr_activation,"
-        "benign_compliance,benign_refused,benign_degenerate,gate,train_seconds,harness_version,"
+        "benign_compliance,benign_refused,benign_degenerate,benign_empty_turn,benign_system,gate,"
+        "train_seconds,harness_version,"
         "p_vs_none,rank_lo,rank_hi,group,rank_note,attacks_failed,dsr_worst_at_40,"
         "dsr_worst_at_60,dsr_worst_at_80,defense_note"
     )

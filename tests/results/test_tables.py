@@ -58,7 +58,7 @@ def test_harmless_requests_without_answer_are_a_hole_too(run: Path) -> None:
     fill(run, "direct", "RRRR", "es2")
     fill(run, "benign", "YY", "es2", reason="out of memory")
     text = tables([run])
-    assert cells_of(text, "|      |       | es2")[6:8] == ["hole (3)", "unknown"]
+    assert cells_of(text, "|      |       | es2")[6:10:3] == ["hole (3)", "unknown"]
     assert "- (3) benign on es2, seed 0: out of memory" in text
 
 
@@ -80,7 +80,10 @@ def test_drawn_replies_stand_beside_the_rate(tmp_path: Path) -> None:
 def test_unscored_harmless_replies_are_told_and_close_the_gate(run: Path) -> None:
     fill(run, "direct", "RRRR", "es2")
     fill(run, "benign", "YY??", "es2")
-    assert cells_of(tables([run]), "|      |       | es2")[6:8] == ["100 · 2 unscored", "unknown"]
+    assert cells_of(tables([run]), "|      |       | es2")[6:10:3] == [
+        "100 · 2 unscored",
+        "unknown",
+    ]
 
 
 def test_a_collapsed_reply_is_told_where_the_judge_takes_it_for_harm(tmp_path: Path) -> None:
@@ -101,7 +104,7 @@ def test_a_cell_of_two_folders_is_counted_once(tmp_path: Path) -> None:
 def test_an_upper_bound_is_marked(bigger: Path) -> None:
     board = tables([bigger]).partition("## Leaderboard")[2]
     assert cells_of(board, "| 1 ") == [
-        "1", "a", "cb", "≤ 92 [65, 99]", "75", "gcg", "100", "pass", "62", "0.00049",
+        "1", "a", "cb", "≤ 92 [65, 99]", "75", "gcg", "100", "?", "?", "pass", "62", "0.00049",
     ]  # fmt: skip
     assert cells_of(board, "|      |       | none")[3] == "0 [0, 24]"
 

@@ -208,7 +208,9 @@ def test_a_forecast_of_some_cells_adds_trainings_to_their_first_cell():
     )
     expected = planned.forecast(tflops=1.0)
     assert list(expected["attack"]).count(TRAINING) == 2  # noop, once per seed
-    assert len(planned.forecast(planned.groups[:1], 1.0)) == 2  # harmless requests and direct
+    assert (
+        len(planned.forecast(planned.groups[:1], 1.0)) == 4
+    )  # harmless requests, three ways, and direct
     first = planned.groups[-1].cells[0][0].name
     trainings = expected[expected["attack"] == TRAINING]
     assert first in set(trainings["cell"])

@@ -64,13 +64,13 @@ def test_a_second_call_has_nothing_to_do(outcome, capsys):
         **SMALL, attacks=["direct"], defenses=["none"], out=outcome.folder,
         settings={},
     )  # fmt: skip
-    assert "2 cells, 2 done, 0 to do" in capsys.readouterr().out
+    assert "4 cells, 4 done, 0 to do" in capsys.readouterr().out
     assert again.holes == 0
 
 
 def test_a_plan_is_made_without_loading_anything():
     planned = robench.plan(robench.Question.of(**SMALL, attacks=["direct"], defenses=["none"]))
-    assert len(planned.forecast(tflops=1.0)) == 2
+    assert len(planned.forecast(tflops=1.0)) == 4
     assert planned.shared["max_new_tokens"] == 64
 
 

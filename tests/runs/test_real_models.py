@@ -11,6 +11,7 @@ import pytest
 
 from robench import load_rows, run
 from robench.errors import InputError
+from robench.results.schema import BENIGN_WAYS
 from robench.runs import matrices
 from robench.runs.plan import plan
 from robench.runs.question import Question
@@ -62,6 +63,7 @@ def training_text() -> list[dict[str, object]]:
     return rows
 
 
+@pytest.mark.filterwarnings("ignore:repe. the principal component")  # of random models
 def test_the_full_matrix(folder, tmp_path):
     """Every attack meets every defense with nothing but a user's own files."""
     full = matrices.load_matrix("full")
@@ -170,4 +172,4 @@ def test_published_requests(folder, tmp_path, real_data, file, category):
     asked = rows[rows["attack"] == "soft_prompt"]
     assert asked["behavior"].nunique() == 2
     assert (asked["category"] != "").all() == category
-    assert set(rows["attack"]) == {"benign", "direct", "soft_prompt"}
+    assert set(rows["attack"]) == {"benign", *BENIGN_WAYS, "direct", "soft_prompt"}

@@ -56,7 +56,7 @@ def test_style_is_length_final_mark_and_first_word(text, expected):
 
 
 def test_the_style_of_a_request_is_that_of_its_context_and_text():
-    assert style(behavior("Is it so?", context="Given this.")) == Style(5, "?", "given")
+    assert style(behavior("Is it so?", context="Given this.")) == Style(6, "?", "given")
 
 
 # The accuracy
