@@ -86,6 +86,8 @@ BOARD = [
     "benign_compliance",
     "benign_refused",
     "benign_degenerate",
+    "benign_empty_turn",
+    "benign_system",
     "gate",
     "train_seconds",
     "harness_version",

@@ -85,7 +85,7 @@ def test_the_full_matrix(folder, tmp_path):
     )
     assert outcome.holes == 0
     rows = load_rows(outcome.folder)
-    crossed = {(d, a) for d in full.defenses for a in (*full.attacks, "benign")}
+    crossed = {(d, a) for d in full.defenses for a in (*full.attacks, "benign", *BENIGN_WAYS)}
     assert set(zip(rows["defense"], rows["attack"], strict=True)) == crossed
     assert (rows[rows["final"]].groupby(["defense", "attack"])["behavior"].nunique() == 2).all()
     assert {"text", "embedding", "activation"} == set(rows["access"])
