@@ -8,7 +8,6 @@ All random numbers come from a generator per behavior, so no behavior depends on
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -385,8 +384,9 @@ def unsuited_pool(pool: str, behaviors: Sequence[Behavior], name: str) -> str:
     if pool or _of_the_organism(behaviors):
         return ""
     return (
-        "has no prompts but the built-in model's: give the authors' assets/prompt_group.pth, of "
-        f"github.com/SheltonLiu-N/AutoDAN, or a file of your own with --set {name}.pool=FILE"
+        "has no prompts but the built-in model's: give the authors' assets/prompt_group.pth of "
+        "github.com/SheltonLiu-N/AutoDAN as JSON, or a file of your own, with "
+        f"--set {name}.pool=FILE"
     )
 
 
@@ -415,9 +415,9 @@ def synonyms_file(path: str) -> Path:
 def read_pool(path: str, size: int) -> Pool:
     """The first `size` prototypes of a pool; the reservoir is its own, or the other prototypes.
 
-    The file has the official format, a list of texts with [REPLACE] for the request, as a file of
-    torch (.pth) or JSON; or it is JSON {"population": [texts], "reservoir": [texts]}, each text
-    with [REQUEST] once. "" is the pool that ships.
+    The file is JSON: a list of texts with [REPLACE] for the request, which is what the official
+    file holds, or {"population": [texts], "reservoir": [texts]}, each text with [REQUEST] once. ""
+    is the pool that ships.
 
     Differs: the official code needs more prototypes than members, here a short pool of ours
     repeats; and texts of an official pool that do not have [REPLACE] once are left out (one of
@@ -450,17 +450,15 @@ def read_pool(path: str, size: int) -> Pool:
 
 
 def _content(file: Path) -> Any:
-    if file.suffix != ".pth":
-        try:
-            return json.loads(_text(file, "pool"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"the pool {file} is not JSON: {error}") from None
+    if file.suffix == ".pth":
+        raise InputError(
+            f"the pool {file} is pickled, which is never read here: save it as JSON, as "
+            "docs/real-models.md shows"
+        )
     try:
-        return torch.load(file, weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read the pool {file}: {error.strerror}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError):
-        raise InputError(f"the pool {file} is no list of texts that torch has saved") from None
+        return json.loads(_text(file, "pool"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"the pool {file} is not JSON: {error}") from None
 
 
 def _official(texts: Sequence[Any], file: Path, size: int) -> Pool:
