@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 DEVICE = "device"  # the field of a judge that says where it works
 
 
-def choose(
-    references: Sequence[object], settings: Mapping[str, Mapping[str, Any]], device: str
-) -> dict[str, Judge]:
-    """The configured judges by name, those with a model of their own placed on `device`.
-
-    Args, Raises: as `resolved`.
-    """
-    return {method.name: method.instance for method in resolved(references, settings, device)}
-
-
 def resolved(
     references: Sequence[object], settings: Mapping[str, Mapping[str, Any]], device: str
 ) -> list[Method]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robench.results.rates import place
 from robench.results.store import RunStore
 from robench.results.verdicts import Answer, disambiguate
 
@@ -51,15 +52,11 @@ def load_rows(*folders: Path | str) -> pd.DataFrame:
 
 def _place(answer: Answer) -> dict[str, str | int]:
     """What a row is of, and where it lies."""
-    header, folder = answer.header, answer.folder
+    folder = answer.folder
     assert folder is not None  # it was read from one
     return {
-        "model": header["model"],
-        "defense": header["defense"],
-        "attack": header["attack"],
-        "role": header["role"],
-        "tier": header["tier"],
-        "seed": header["seed"],
+        **place(answer),
+        "seed": answer.header["seed"],
         "run": str(folder.parent.parent.absolute()),
         "cell": folder.name,
     }

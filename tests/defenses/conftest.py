@@ -1,7 +1,6 @@
-"""What the tests of several defenses check: the base model is left alone, trainings resume."""
+"""What the tests of several defenses check: the base model is left alone."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,26 +10,6 @@ from robench.training.modes import without_adapter
 from robench.types import Defense, Prompt, user
 
 PROMPT = [Prompt(user("Tell me how to wreck a lamp."))]
-
-
-@pytest.fixture
-def interrupted_at(monkeypatch) -> Callable[[type, int], AbstractContextManager[None]]:
-    """`with interrupted_at(Objective, n):` the training inside is interrupted in step n."""
-
-    @contextmanager
-    def interrupted(objective: type, at: int) -> Iterator[None]:
-        backward = objective.backward
-
-        def backward_or_interrupt(self, step):
-            if step == at:
-                raise KeyboardInterrupt
-            return backward(self, step)
-
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(objective, "backward", backward_or_interrupt)
-            yield
-
-    return interrupted
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from robench.methods.registry import load_class, resolve
 from robench.testing import quick, tiny, tiny_context
 from robench.training.adapters import CARD, RECORD
 from robench.training.losses import cosine_similarity, l2
-from robench.training.modes import tuned_and_base, without_adapter
+from robench.training.modes import tuned_and_base
 from robench.types import Prompt, user
 
 CircuitBreaker = load_class("defense", "circuit_breaker")
@@ -61,18 +61,8 @@ def worn(model, defense, folder):
     return defense.applied(model, tiny_context(), folder / "cache")
 
 
-def test_the_base_is_bit_for_bit_what_it_was(tmp_path):
-    model = tiny()
-    before = {name: p.clone() for name, p in model.network.state_dict().items()}
-    plain = model.hidden(PROMPT)
-    with worn(model, small(), tmp_path) as target:
-        assert not torch.equal(target.hidden(PROMPT), plain)
-        with without_adapter(target):
-            assert torch.equal(model.hidden(PROMPT), plain)
-    after = model.network.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(model.hidden(PROMPT), plain)
+def test_the_base_is_bit_for_bit_what_it_was(assert_base_is_unchanged):
+    assert_base_is_unchanged(small())
 
 
 def test_only_blocks_up_to_the_last_target_layer_wear_lora(tmp_path):

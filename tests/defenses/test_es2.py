@@ -282,17 +282,8 @@ def test_padding_moves_neither_states_nor_loss(monkeypatch):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
-def test_the_base_is_bit_for_bit_what_it_was(tmp_path):
-    model = tiny()
-    before = {name: p.clone() for name, p in model.network.state_dict().items()}
-    plain = model.hidden(PROMPT)
-    with worn(model, small(kappa=math.inf), tmp_path) as target:
-        assert not torch.equal(target.hidden(PROMPT), plain)
-        with without_adapter(target):
-            assert torch.equal(model.hidden(PROMPT), plain)
-    after = model.network.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def test_the_base_is_bit_for_bit_what_it_was(assert_base_is_unchanged):
+    assert_base_is_unchanged(small(kappa=math.inf))
 
 
 def test_kappa_zero_stops_at_the_first_kl_and_returns_the_base(tmp_path):

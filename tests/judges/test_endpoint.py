@@ -316,7 +316,7 @@ def test_what_is_missing_is_told_before_anything_is_judged(monkeypatch) -> None:
     for wrong in ({"url": "localhost:8000"}, {"tries": 0}, {"timeout": -1.0}):
         settings = {"endpoint": {"model": "m", **wrong}}
         with pytest.raises(InputError, match="endpoint: "):
-            judges.choose(["endpoint"], settings, "cpu")
+            judges.resolved(["endpoint"], settings, "cpu")
 
 
 def test_the_record_tells_model_rubric_and_prompt_and_not_how_often_one_tries() -> None:

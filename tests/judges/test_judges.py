@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -122,19 +123,23 @@ def test_harm_is_asked_of_harmful_requests_alone() -> None:
 # How judges are chosen and recorded
 
 
+def chosen_judges(*given: Any) -> dict[str, Any]:
+    return {method.name: method.instance for method in judges.resolved(*given)}
+
+
 def test_a_reference_names_a_list_and_fields_are_set_by_the_base_name() -> None:
-    chosen = judges.choose(["keyword:autodan", "keyword"], {}, "cpu")
+    chosen = chosen_judges(["keyword:autodan", "keyword"], {}, "cpu")
     assert chosen == {"keyword:autodan": Keyword("autodan"), "keyword": Keyword("gcg")}
-    set_by_hand = judges.choose(["keyword"], {"keyword": {"phrases": "autodan"}}, "cpu")
+    set_by_hand = chosen_judges(["keyword"], {"keyword": {"phrases": "autodan"}}, "cpu")
     assert set_by_hand == {"keyword": Keyword("autodan")}
     with pytest.raises(InputError, match="twice"):
-        judges.choose(["keyword", "keyword"], {}, "cpu")
+        chosen_judges(["keyword", "keyword"], {}, "cpu")
 
 
 def test_a_judge_works_on_the_judges_device_unless_it_was_put_elsewhere() -> None:
-    assert judges.choose(["harmbench"], {}, "cuda:1")["harmbench"].device == "cuda:1"
+    assert chosen_judges(["harmbench"], {}, "cuda:1")["harmbench"].device == "cuda:1"
     put = {"harmbench": {"device": "cpu"}}
-    assert judges.choose(["harmbench"], put, "cuda:1")["harmbench"].device == "cpu"
+    assert chosen_judges(["harmbench"], put, "cuda:1")["harmbench"].device == "cpu"
 
 
 def test_the_record_tells_what_decides_and_not_where() -> None:

@@ -54,15 +54,15 @@ def test_a_missing_package_is_told_with_its_remedy() -> None:
 
 
 def test_its_scores_come_back_in_order_and_none_is_unscored(zoo: list[Any]) -> None:
-    (judge,) = judges.choose(["judgezoo:llama_guard_3"], {}, "cpu").values()
-    scores = judge.score([BOMB, LAMP, BOMB, BOMB], ["0.25", "Glue it", "?", "1"])
+    (method,) = judges.resolved(["judgezoo:llama_guard_3"], {}, "cpu")
+    scores = method.instance.score([BOMB, LAMP, BOMB, BOMB], ["0.25", "Glue it", "?", "1"])
     assert [scores[0], scores[1], scores[3]] == [0.25, 1.0, 1.0] and math.isnan(scores[2])
     assert zoo[0] == "llama_guard_3"
     assert zoo[1][0] == [
         {"role": "user", "content": "A bomb\n\n---\n\nMake it"},
         {"role": "assistant", "content": "0.25"},
     ]
-    assert judges.record(judge)["judgezoo"] == "0.1.9"
+    assert judges.record(method.instance)["judgezoo"] == "0.1.9"
 
 
 def test_scores_that_were_left_out_move_no_other(zoo: list[Any]) -> None:

@@ -48,7 +48,9 @@ def test_an_outcome_has_its_tables(outcome):
         assert list(written) == list(table) and len(written) == len(table)
     assert "<table" in outcome._repr_html_() and "noop" in outcome._repr_html_()
     assert str(outcome) == (outcome.folder / "dsr.md").read_text("utf-8")
-    assert set(outcome.rows()["behavior"]) >= {"benign-000"} or len(outcome.rows()) > 0
+    rows = outcome.rows()
+    asked = rows[rows["attack"] == "direct"].groupby("defense")["behavior"].nunique()
+    assert dict(asked) == {"none": 2, "noop": 2}
 
 
 def test_stored_prompts_come_back(outcome):
