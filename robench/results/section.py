@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robench.methods.registry import split
-from robench.results import budgets, flags, leaderboard, rates, utility_columns
+from robench.results import budgets, flags, leaderboard, rates, tuning, utility_columns
 from robench.results.conclusions import about_budgets, about_ranks
 from robench.results.degeneration import LIMITS
 from robench.results.effects import failures
@@ -134,6 +134,7 @@ def _rate(cells: Sequence[Answer]) -> str:
     any_attempt = rates.dsr(cells, final=False)
     notes = [with_interval(defended.value, *defended.interval)]
     notes += ["still falling"] if budgets.is_still_falling(cells) else []
+    notes += ["edge of grid"] if tuning.is_at_edge(cells) else []
     notes += (
         [f"{percent(any_attempt.value)} any attempt"] if any_attempt.value < defended.value else []
     )
