@@ -42,7 +42,7 @@ def about_budgets(answers: Sequence[Answer]) -> list[str]:
     if at_edge:
         sentences += [
             f"Edge of grid: {_listed(at_edge)}. The strongest or the weakest of the settings tried "
-            "was chosen; a wider grid may break more."
+            "did best; a wider grid may break more."
         ]
     return sentences
 

@@ -10,5 +10,5 @@ EDGE_OF_GRID = "edge-of-grid"
 
 
 def is_at_edge(answers: Sequence[Answer]) -> bool:
-    """Whether one attack took the strongest or the weakest of several settings on any seed."""
+    """Whether the strongest or the weakest of several settings was the best on any seed."""
     return any(row["edge_of_grid"] for answer in answers for row in answer.rows)
