@@ -62,7 +62,9 @@ class AutoDAN:
         "official": {"elites": 0.05, "words": 0, "unseen": True, "lowercase": True},
         # HarmBench has Mistral-7B-Instruct-v0.2 rewrite: name it, or another, as the mutator
         "harmbench": {"population": 64, "cycle": 1, "patience": 10, "every": 5},
-        "demo": {"steps": 15, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},
+        # Chosen on dev (n = 40): on the undefended organism DSR is 25 at step 15 and 25 at step 30;
+        # a population of 48 has 32 and 28 there, and 25 at step 60.
+        "demo": {"steps": 30, "population": 24, "mutation": 0.2, "cycle": 2, "every": 5},
     }
 
     def __post_init__(self) -> None:

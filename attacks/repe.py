@@ -65,8 +65,8 @@ class RepE:
             "strength": (0.05, 0.1, 0.2, 0.4), "scale": "relative",
         },
         "demo": {
-            "reading": "cluster_mean", "layers": ((0.34, 0.5), (0.5, 0.67)),
-            "strength": (0.7, 1.0, 1.5), "positions": ("prompt", "last"),
+            "reading": "cluster_mean", "layers": ((0.34, 0.5), (0.5, 0.67), (0.34, 0.67)),
+            "strength": (0.7, 1.0, 1.5, 2.0, 3.0, 4.5), "positions": ("prompt", "last"),
         },
     }  # fmt: skip
 

@@ -54,7 +54,7 @@ class SCAV:
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {},
         "default": {"p0": (5e-2, 1e-2, 1e-3, 1e-4)},
-        "demo": {"p0": (5e-2, 1e-2, 1e-3, 1e-4), "positions": "last"},
+        "demo": {"p0": (0.3, 5e-2, 1e-2, 1e-3, 1e-4, 1e-6), "positions": "last"},
     }
 
     def __post_init__(self) -> None:

@@ -92,8 +92,9 @@ class SoftPrompt:
                  1e-4, 1e-5),
             ),
         },
+        # Chosen on dev (n = 40): on the organism with circuit_breaker DSR falls until step 75
         "demo": {
-            "steps": 50, "rate": 3e-3, "init": "!!!!!!!!!!", "threshold": 0.0, "snapshots": 4,
+            "steps": 100, "rate": 3e-3, "init": "!!!!!!!!!!", "threshold": 0.0, "snapshots": 4,
         },
     }  # fmt: skip
 
