@@ -14,7 +14,7 @@ from typing import ClassVar
 from robench.errors import Failure, InputError
 from robench.model.chat import Chat
 from robench.model.chat_model import ChatModel
-from robench.model.loading import find_model, folder_of
+from robench.model.loading import find_model, folder_of, full_name
 from robench.training.adapters import adapter_applied
 from robench.types import Context
 
@@ -29,6 +29,9 @@ class Adapter:
     path: str
 
     argument: ClassVar[str] = "path"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", full_name(self.path))  # one folder, one defense
 
     @cached_property
     def folder(self) -> Path:
@@ -64,6 +67,9 @@ class Model:
     path: str
 
     argument: ClassVar[str] = "path"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", full_name(self.path))  # one folder, one defense
 
     @cached_property
     def identity(self) -> str:

@@ -23,6 +23,7 @@ from robench.config import digest
 from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
 from robench.model.chat import Chat, common_prefix, fill_gap
+from robench.model.fitness import refuse_recurrent
 from robench.model.folding import adapter_disabled
 from robench.model.hooks import (
     EditRows,
@@ -97,15 +98,11 @@ class ChatModel:
         and Qwen2.5's repetition penalty, for one, would change greedy replies.
 
         Raises:
-            InputError: some block has a recurrent state (Mamba, linear attention).
+            InputError: some block has a recurrent state (Mamba, linear attention, convolutions).
         """
         from transformers import GenerationConfig
 
-        if network._is_stateful:  # a prefix cannot be kept as keys and values
-            raise InputError(
-                f"{type(network).__name__} has blocks with a recurrent state; only models with "
-                "attention in every block are supported"
-            )
+        refuse_recurrent(network)
         network.eval().requires_grad_(False)
         ends = network.generation_config.eos_token_id
         network.generation_config = GenerationConfig(eos_token_id=ends)
