@@ -407,7 +407,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return file.read_text("utf-8-sig")  # an editor's mark is no part of it
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the chat template {file}: {error}") from None
 
