@@ -15,10 +15,10 @@ from robench.errors import Failure, InputError
 from robench.model.chat import Chat
 from robench.model.chat_model import ChatModel
 from robench.model.loading import find_model, folder_of, full_name
-from robench.training.adapters import adapter_applied
+from robench.training.applying import CONFIG, WEIGHTS, adapter_applied, adapter_config
 from robench.types import Context
 
-_PARTS = ("adapter_config.json", "adapter_model.safetensors")
+_PARTS = (CONFIG, WEIGHTS)
 _OF_THE_BASE = ("--chat-template", "--trust-remote-code")
 
 
@@ -38,12 +38,14 @@ class Adapter:
         """Where its files are, fetched from the hub if need be.
 
         Raises:
-            InputError: there is no such folder, or it holds no adapter in safetensors.
+            InputError: there is no such folder, it holds no adapter in safetensors, or one of an
+                unknown kind.
         """
         folder = folder_of(self.path, what="adapter")
         for part in _PARTS:
             if not (folder / part).is_file():
                 raise InputError(f"adapter {self.path}: no {part} in {folder}")
+        adapter_config(folder)
         return folder
 
     @property

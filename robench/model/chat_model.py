@@ -24,7 +24,7 @@ from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
 from robench.model.chat import Chat, common_prefix, fill_gap
 from robench.model.fitness import refuse_recurrent
-from robench.model.folding import adapter_disabled
+from robench.model.folding import adapter_disabled, changes_weights_in_passes
 from robench.model.hooks import (
     EditRows,
     at_depth,
@@ -128,6 +128,8 @@ class ChatModel:
         """
         if self.device.type != "cpu" or self.edits or self.around is not nullcontext:
             return 1
+        if self.adapter is not None and changes_weights_in_passes(self.adapter):
+            return 1
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
         return 1 if hooked else torch.get_num_threads()
 
@@ -145,7 +147,7 @@ class ChatModel:
     def embedding(self) -> Tensor:
         """The effective input embedding (vocab, d): through the module, which may scale."""
         module = self.network.get_input_embeddings()
-        return module(torch.arange(module.weight.shape[0], device=self.device)).detach()
+        return self.embed(torch.arange(module.weight.shape[0], device=self.device)).detach()
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -171,7 +173,8 @@ class ChatModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (...) -> effective embeddings (..., d)."""
-        return self.network.get_input_embeddings()(ids.to(self.device))
+        with self.around():  # an adapter may be on the embedding, too
+            return self.network.get_input_embeddings()(ids.to(self.device))
 
     def layer_numbers(self, layers: Sequence[int] | tuple[float, float]) -> list[int]:
         """Layers 0..L, ascending.

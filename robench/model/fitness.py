@@ -17,7 +17,7 @@ from robench.errors import InputError
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # Parts that have no say in the next token of a text: heads for rewards, guesses of later tokens,
 # whatever reads images and sound; and angles that are computed anew.
-_NOT_OF_THE_TEXT = re.compile(
+NOT_OF_THE_TEXT = re.compile(
     r"(^|\.)(v_head|value_head|reward_head|score|mtp\w*|nextn\w*|vision\w*|visual|image\w*|audio\w*"
     r"|multi_modal_projector|mm_projector|inv_freq)(\.|$)"
 )
@@ -98,7 +98,7 @@ def check_weights(network: Any, info: Mapping[str, Any]) -> str:
         )
     if missing := sorted(info["missing_keys"]):  # transformers would leave them random
         raise InputError(f"the weights lack {missing[0]}{_more(missing)}")
-    if foreign := [name for name in unused if not _NOT_OF_THE_TEXT.search(name)]:
+    if foreign := [name for name in unused if not NOT_OF_THE_TEXT.search(name)]:
         raise InputError(
             f"the files have weights that {type(network).__name__} with this config.json has no "
             f"place for: {foreign[0]}{_more(foreign)}; take config and weights from one source, or "
