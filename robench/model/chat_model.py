@@ -55,8 +55,17 @@ class Reply(NamedTuple):
 
 
 def count_parameters(network: Any) -> int:
-    """N of a causal language model, without the input embedding if the output has its own."""
+    """N of a causal language model: the parameters that a token meets.
+
+    Those are not the input embedding, if the output has its own, and of the experts of a mixture
+    those that a token is sent to.
+    """
     total = sum(p.numel() for p in network.parameters())
+    of_experts = sum(p.numel() for p in blocks(network).parameters() if p.ndim == 3)
+    config = network.config.get_text_config(decoder=True)
+    experts = next((p.shape[0] for p in blocks(network).parameters() if p.ndim == 3), 1)
+    asked = getattr(config, "num_experts_per_tok", None) or experts
+    total -= round(of_experts * (1 - min(1, asked / experts)))
     embedding = network.get_input_embeddings().weight
     tied = network.get_output_embeddings().weight is embedding
     return total if tied else total - embedding.numel()

@@ -7,6 +7,7 @@ Routers, which choose the experts, stay as they are: families read more of them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,14 @@ class LinearMaps:
 
     modules:    the last parts of the names of linear layers (q_proj, down_proj, ...)
     parameters: the full names of the weights of experts
-    reached:    how many weights these have
+    sides:      their inputs and outputs, added up: the weights of an adapter of rank 1
+    reached:    how many weights they have
     others:     the names of matrices in the blocks that it does not reach, and their sizes
     """
 
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
+    sides: int
     reached: int
     others: tuple[tuple[str, int], ...]
 
@@ -41,7 +44,7 @@ class LinearMaps:
         Raises:
             Failure: there are none.
         """
-        modules, parameters, others, reached = set(), [], [], 0
+        modules, parameters, others, reached, sides = set(), [], [], 0, 0
         name_of = {module: name for name, module in network.named_modules()}
         for block in list(blocks(network))[:layers]:
             for module, name, weight in _matrices(block):
@@ -54,9 +57,11 @@ class LinearMaps:
                     others.append((f"{path}.{name}", weight.numel()))
                     continue
                 reached += weight.numel()
+                *experts, rows, columns = weight.shape
+                sides += math.prod(experts) * (rows + columns)
         if not reached:
             raise Failure(f"{type(network).__name__} has no linear layers for an adapter to sit on")
-        return cls(tuple(sorted(modules)), tuple(parameters), reached, tuple(others))
+        return cls(tuple(sorted(modules)), tuple(parameters), sides, reached, tuple(others))
 
     @property
     def share(self) -> float:
