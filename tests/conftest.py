@@ -15,7 +15,8 @@ from robench import cli
 from robench.judges.exact import Exact
 from robench.model.chat_model import ChatModel
 from robench.model.loading import BUILT_IN, find_model, load_model
-from robench.training import adapters, loop
+from robench.training import loop
+from robench.training.applying import without_deprecations
 from robench.types import Attempt
 
 torch.set_num_threads(1)
@@ -77,7 +78,7 @@ def with_lora() -> Callable[..., ChatModel]:
         spread: float = 0.0,
         **config,
     ) -> ChatModel:
-        with torch.random.fork_rng(), adapters._without_deprecations():
+        with torch.random.fork_rng(), without_deprecations():
             torch.manual_seed(0)
             lora = LoraConfig(r=rank, target_modules=list(targets), **config)
             adapter = get_peft_model(model.network, lora).train()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.errors import InputError
+from robench.model.fitness import refuse_adapters
 from robench.model.loading import folder_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Classifier:
         from robench.model.batching import Chunks
 
         folder = located(model, revision)
+        if any(folder.glob("model*.safetensors")):  # an adapter alone names its base model
+            refuse_adapters(f"judge model {model}", folder)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()

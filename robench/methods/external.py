@@ -14,11 +14,11 @@ from typing import ClassVar
 from robench.errors import Failure, InputError
 from robench.model.chat import Chat
 from robench.model.chat_model import ChatModel
-from robench.model.loading import find_model, folder_of
-from robench.training.adapters import adapter_applied
+from robench.model.loading import find_model, folder_of, full_name
+from robench.training.applying import CONFIG, WEIGHTS, adapter_applied, adapter_config
 from robench.types import Context
 
-_PARTS = ("adapter_config.json", "adapter_model.safetensors")
+_PARTS = (CONFIG, WEIGHTS)
 _OF_THE_BASE = ("--chat-template", "--trust-remote-code")
 
 
@@ -30,17 +30,22 @@ class Adapter:
 
     argument: ClassVar[str] = "path"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", full_name(self.path))  # one folder, one defense
+
     @cached_property
     def folder(self) -> Path:
         """Where its files are, fetched from the hub if need be.
 
         Raises:
-            InputError: there is no such folder, or it holds no adapter in safetensors.
+            InputError: there is no such folder, it holds no adapter in safetensors, or one of an
+                unknown kind.
         """
         folder = folder_of(self.path, what="adapter")
         for part in _PARTS:
             if not (folder / part).is_file():
                 raise InputError(f"adapter {self.path}: no {part} in {folder}")
+        adapter_config(folder)
         return folder
 
     @property
@@ -64,6 +69,9 @@ class Model:
     path: str
 
     argument: ClassVar[str] = "path"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", full_name(self.path))  # one folder, one defense
 
     @cached_property
     def identity(self) -> str:

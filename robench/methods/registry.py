@@ -219,8 +219,10 @@ def _configure(draft: _Draft, tier: str, settings: Mapping[str, Any]) -> Method:
     if hasattr(cls, "argument"):
         if not preset:
             raise InputError(f"{kind} {base!r} needs a {cls.argument}: {base}:VALUE")
-        fields = {cls.argument: preset, **settings}
-        return Method(kind, draft.name, base, EXTERNAL, configured(kind, base, cls, fields))
+        instance = configured(kind, base, cls, {cls.argument: preset, **settings})
+        is_plain = draft.name == f"{base}:{preset}"  # no label: it is called by what it stands for
+        name = f"{base}:{getattr(instance, cls.argument)}" if is_plain else draft.name
+        return Method(kind, name, base, EXTERNAL, instance)
     presets = presets_of(cls)
     if preset and preset not in presets:
         raise InputError(f"{kind} {base!r} has no preset {preset!r}{suggestion(preset, presets)}")

@@ -23,7 +23,8 @@ from robench.config import digest
 from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
 from robench.model.chat import Chat, common_prefix, fill_gap
-from robench.model.folding import adapter_disabled
+from robench.model.fitness import refuse_recurrent
+from robench.model.folding import adapter_disabled, changes_weights_in_passes
 from robench.model.hooks import (
     EditRows,
     at_depth,
@@ -54,8 +55,17 @@ class Reply(NamedTuple):
 
 
 def count_parameters(network: Any) -> int:
-    """N of a causal language model, without the input embedding if the output has its own."""
+    """N of a causal language model: the parameters that a token meets.
+
+    Those are not the input embedding, if the output has its own, and of the experts of a mixture
+    those that a token is sent to.
+    """
     total = sum(p.numel() for p in network.parameters())
+    of_experts = sum(p.numel() for p in blocks(network).parameters() if p.ndim == 3)
+    config = network.config.get_text_config(decoder=True)
+    experts = next((p.shape[0] for p in blocks(network).parameters() if p.ndim == 3), 1)
+    asked = getattr(config, "num_experts_per_tok", None) or experts
+    total -= round(of_experts * (1 - min(1, asked / experts)))
     embedding = network.get_input_embeddings().weight
     tied = network.get_output_embeddings().weight is embedding
     return total if tied else total - embedding.numel()
@@ -97,15 +107,11 @@ class ChatModel:
         and Qwen2.5's repetition penalty, for one, would change greedy replies.
 
         Raises:
-            InputError: some block has a recurrent state (Mamba, linear attention).
+            InputError: some block has a recurrent state (Mamba, linear attention, convolutions).
         """
         from transformers import GenerationConfig
 
-        if network._is_stateful:  # a prefix cannot be kept as keys and values
-            raise InputError(
-                f"{type(network).__name__} has blocks with a recurrent state; only models with "
-                "attention in every block are supported"
-            )
+        refuse_recurrent(network)
         network.eval().requires_grad_(False)
         ends = network.generation_config.eos_token_id
         network.generation_config = GenerationConfig(eos_token_id=ends)
@@ -131,6 +137,8 @@ class ChatModel:
         """
         if self.device.type != "cpu" or self.edits or self.around is not nullcontext:
             return 1
+        if self.adapter is not None and changes_weights_in_passes(self.adapter):
+            return 1
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
         return 1 if hooked else torch.get_num_threads()
 
@@ -148,7 +156,7 @@ class ChatModel:
     def embedding(self) -> Tensor:
         """The effective input embedding (vocab, d): through the module, which may scale."""
         module = self.network.get_input_embeddings()
-        return module(torch.arange(module.weight.shape[0], device=self.device)).detach()
+        return self.embed(torch.arange(module.weight.shape[0], device=self.device)).detach()
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -174,7 +182,8 @@ class ChatModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (...) -> effective embeddings (..., d)."""
-        return self.network.get_input_embeddings()(ids.to(self.device))
+        with self.around():  # an adapter may be on the embedding, too
+            return self.network.get_input_embeddings()(ids.to(self.device))
 
     def layer_numbers(self, layers: Sequence[int] | tuple[float, float]) -> list[int]:
         """Layers 0..L, ascending.

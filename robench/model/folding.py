@@ -7,7 +7,7 @@ h W' + s (h A') B' = h (W + s B A)' up to rounding. In 16 bits the sum would los
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,11 @@ class FoldedAdapter:
     """An adapter as a second set of weights.
 
     weights: each parameter, its value without the adapter and its value with it
+    rest:    a peft model with the part that is not among the weights
     """
 
     weights: tuple[tuple[nn.Parameter, Tensor, Tensor], ...]
+    rest: Any = None
 
     def enable(self) -> None:
         for parameter, _, defended in self.weights:
@@ -44,13 +46,13 @@ def fold_adapter(adapter: Any) -> FoldedAdapter | None:
         gain little, and would need twice the memory.
     """
     layers = _plain_lora_layers(adapter)
-    if layers is None or sum(layer.base_layer.weight.nbytes for layer in layers) > BUDGET:
+    if layers is None or sum(_weight(layer).nbytes for layer in layers) > BUDGET:
         return None
     with torch.no_grad():
         weights = tuple(
             (weight, weight.data, weight + layer.get_delta_weight(layer.active_adapters[0]))
             for layer in layers
-            for weight in [layer.base_layer.weight]
+            for weight in [_weight(layer)]
         )
     adapter.unload()
     folded = FoldedAdapter(weights)
@@ -60,7 +62,7 @@ def fold_adapter(adapter: Any) -> FoldedAdapter | None:
 
 def _plain_lora_layers(adapter: Any) -> list[Any] | None:
     """The LoRA layers of a peft model; None if there is anything that cannot be folded."""
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import Linear, ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -71,15 +73,33 @@ def _plain_lora_layers(adapter: Any) -> list[Any] | None:
             return None
         if not isinstance(module, BaseTunerLayer):
             continue
-        if type(module) is not Linear or type(module.base_layer) is not nn.Linear:
+        plain = type(module) is Linear and type(module.base_layer) is nn.Linear
+        if not plain and type(module) is not ParamWrapper:
             return None
-        weight = module.base_layer.weight
+        weight = _weight(module)
         special = module.lora_variant or any(module.lora_bias.values()) or module.merged
         one_adapter = len(module.active_adapters) == 1
         if special or not one_adapter or weight.dtype != torch.float32 or weight is embedding:
             return None
         layers.append(module)
     return layers
+
+
+def _weight(layer: Any) -> nn.Parameter:
+    """What a LoRA layer adds to: a linear layer's weight, or a parameter of experts."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    is_parameter = isinstance(layer, ParamWrapper)
+    return layer.get_param() if is_parameter else layer.base_layer.weight
+
+
+def changes_weights_in_passes(adapter: FoldedAdapter | Any) -> bool:
+    """Whether an adapter swaps weights of the model while a pass runs: one pass at a time, then."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    if isinstance(adapter, FoldedAdapter):
+        return adapter.rest is not None and changes_weights_in_passes(adapter.rest)
+    return any(isinstance(module, ParamWrapper) for module in adapter.modules())
 
 
 @contextmanager
@@ -92,7 +112,8 @@ def adapter_disabled(adapter: FoldedAdapter | Any) -> Iterator[None]:
     if isinstance(adapter, FoldedAdapter):
         adapter.disable()
         try:
-            yield
+            with adapter_disabled(adapter.rest) if adapter.rest else nullcontext():
+                yield
         finally:
             adapter.enable()
         return

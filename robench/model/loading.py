@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +24,18 @@ from typing import TYPE_CHECKING, Any
 from robench import organism
 from robench.config import digest, suggestion
 from robench.errors import InputError
+from robench.model.fitness import (
+    check_forward,
+    check_ties,
+    check_tokens,
+    check_weights,
+    quantization_of,
+    refuse_adapters,
+    refuse_idle_blocks,
+    refuse_recurrent,
+    refuse_unknown_quantization,
+)
+from robench.model.text_half import auto_class, text_half
 
 if TYPE_CHECKING:
     from robench.model.chat import Chat
@@ -29,7 +43,9 @@ if TYPE_CHECKING:
 
 BUILT_IN = "organism"
 _EDGE = 2**20  # bytes that are hashed at each end of a weights file
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Other files that decide how text becomes ids, and where a reply ends
 _SETTINGS = (
@@ -47,7 +63,7 @@ _NOT_DOWNLOADED = ["*/*", "consolidated*"]  # other formats of the same weights
 class ModelFiles:
     """A model's files.
 
-    name:          as the user gave it, with `@revision`
+    name:          of a folder its full path, else as the user gave it, with `@revision`
     folder:        where they are
     weights:       a hash of config, weights and tokenizer (and of the model's own code, if trusted)
     template:      a hash of the chat template
@@ -87,6 +103,8 @@ def find_model(
     if revision is not None:
         name = f"{name}@{revision}"
     folder = folder_of(name, trust_remote_code)
+    name = full_name(name)
+    refuse_adapters(name, folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{name}: no config.json in {folder}")
     weights = _weights(name, folder)
@@ -122,66 +140,86 @@ def load_model(
     """The model in memory, on `device` or, with a `device_map` ("auto"), spread over all GPUs.
 
     Raises:
-        InputError: the files are damaged, incomplete or of an unknown architecture, or the model
-            does not fit into the GPUs.
+        InputError: the files are damaged, incomplete or of an unknown architecture, config, weights
+            and tokenizer do not fit each other, or the model does not fit into the GPUs.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from robench.model.chat_model import ChatModel
 
+    chat, _ = load_without_weights(files, system)  # what does not fit is told in a second
     with _user_errors(files):
-        network, info = AutoModelForCausalLM.from_pretrained(
+        network = _network(files, device, dtype, device_map)
+    network.name_or_path = files.name  # appears in an adapter's record and card
+    identity = digest([files.weights, files.template, system, dtype])
+    return replace(ChatModel.of(network, chat, max_new_tokens), identity=identity)
+
+
+def _network(files: ModelFiles, device: str, dtype: str, device_map: str | None) -> Any:
+    """The text model with the weights of its files, all of which it uses."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=files.trusted)
+    packed = getattr(config, "quantization_config", None) is not None  # cannot be moved later
+    with _without_report():
+        network, info = auto_class(config).from_pretrained(
             files.folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=files.trusted,
-            device_map=device_map,
+            device_map={"": device} if packed and device_map is None else device_map,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below
         )
-    if info["missing_keys"]:  # transformers would leave them random
-        missing = sorted(info["missing_keys"])
-        raise InputError(f"{files.name}: the weights lack {missing[0]} and {len(missing) - 1} more")
+    if note := check_weights(network, info):
+        print(f"note: {files.name}: {note}", flush=True)
     if device_map is None:
-        network = network.to(device)
+        network = network if packed else network.to(device)
     elif torch.cuda.is_available() and {"cpu", "disk"} & {*network.hf_device_map.values()}:
         raise InputError(
-            f"{files.name} does not fit into the memory of the GPUs here; use more of them or a "
-            "smaller --dtype"
+            "it does not fit into the memory of the GPUs here; use more of them or a smaller "
+            "--dtype"
         )
-    network = _text_model(network)
-    network.name_or_path = files.name  # appears in an adapter's record and card
-    identity = digest([files.weights, files.template, system, dtype])
-    return replace(ChatModel.of(network, _chat(files, system), max_new_tokens), identity=identity)
+    network = text_half(network)
+    check_ties(network)
+    return network
 
 
 def load_without_weights(files: ModelFiles, system: str | None = None) -> tuple[Chat, Any]:
-    """The chat and the network on the meta device, which is enough to estimate costs."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The chat and the network on the meta device, which is enough to estimate costs.
 
-    with _user_errors(files), torch.device("meta"):
+    Raises:
+        InputError: they do not fit each other, or the network cannot be worked with.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    chat = _chat(files, system)
+    with _user_errors(files):
         config = AutoConfig.from_pretrained(files.folder, trust_remote_code=files.trusted)
-        network = AutoModelForCausalLM.from_config(
-            config.get_text_config(), trust_remote_code=files.trusted
-        )
-    return _chat(files, system), network
+        refuse_unknown_quantization(config)
+        with torch.device("meta"):
+            network = auto_class(config).from_config(config, trust_remote_code=files.trusted)
+        network = text_half(network)
+        refuse_recurrent(network)
+        refuse_idle_blocks(network)
+        check_forward(network)
+        check_tokens(chat.tokenizer, network)
+    return chat, network
 
 
-def _text_model(network: Any) -> Any:
-    """The text part of a model that also reads images (Gemma-3 from 4B on), else the model."""
-    import torch
-    from transformers import AutoModelForCausalLM
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Hide transformers' report on weights: `check_weights` says what matters of it in one line."""
+    log = logging.getLogger("transformers.modeling_utils")
 
-    config = network.config.get_text_config()
-    if config is network.config:
-        return network
-    with torch.device("meta"):
-        text = AutoModelForCausalLM.from_config(config)
-    setattr(text, text.base_model_prefix, network.get_decoder())
-    text.set_output_embeddings(network.get_output_embeddings())
-    text.generation_config = network.generation_config
-    return text
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_other)
 
 
 def _chat(files: ModelFiles, system: str | None) -> Chat:
@@ -198,25 +236,55 @@ def _chat(files: ModelFiles, system: str | None) -> Chat:
 
 @contextmanager
 def _user_errors(files: ModelFiles) -> Iterator[None]:
-    """Report a damaged or unknown model in the user's words."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
+    """Report a damaged or unknown model in the user's words.
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    Whatever is raised inside is: files of strangers, and code that may come with them, fail in
+    every way there is.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"{files.name} comes with code of its own, which does not run by default: read it, "
-                "then give --trust-remote-code"
-            ) from None
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{files.name} cannot be loaded: {reason[0]}") from error
+    except InputError as error:
+        raise InputError(f"{files.name} cannot be loaded: {error}") from error
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{files.name} does not fit into the memory of this device; use a smaller --dtype, or "
+            "--device-map auto to spread it over several GPUs"
+        ) from None
+    except Exception as error:
+        raise InputError(_reason(files, error)) from error
     finally:
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+
+
+def _reason(files: ModelFiles, error: Exception) -> str:
+    """Why a model cannot be loaded, in one line with the fix where it is known."""
+    if "trust_remote_code" in str(error):
+        return (
+            f"{files.name} comes with code of its own, which does not run by default: read it, "
+            "then give --trust-remote-code"
+        )
+    lines = str(error).strip().splitlines()
+    reason = " ".join(line.strip() for line in lines[:2]) or type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"{reason} is not known"
+    if isinstance(error, ImportError):
+        packed = quantization_of(_json(files.folder / "config.json"))
+        kind = f"its weights are quantised ({packed})" if packed else "it needs another package"
+        install = f": pip install {error.name}" if error.name else ""
+        reason = f"{kind}: {reason}{install}"
+    return f"{files.name} cannot be loaded: {reason}"
+
+
+def full_name(name: str) -> str:
+    """What a model or adapter is known by: of a folder its full path, however it was given."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != BUILT_IN and path.is_dir() else name
 
 
 def folder_of(name: str, code: bool = False, what: str = "model") -> Path:
@@ -298,13 +366,24 @@ def _weights(name: str, folder: Path) -> list[Path]:
         shards = sorted({*_json(folder / _INDEX).get("weight_map", {}).values()})
         if not shards or any(Path(shard).name != shard for shard in shards):
             raise InputError(f"{name}: {folder / _INDEX} does not name weights files of its folder")
+        if (folder / _SINGLE).is_file() and shards != [_SINGLE]:  # transformers reads this one
+            raise InputError(
+                f"{name}: {folder} holds weights twice, {_SINGLE} and the shards of {_INDEX}: "
+                "remove one of them"
+            )
     else:
-        shards = ["model.safetensors"]
+        shards = [_SINGLE]
     for shard in shards:
         if not (folder / shard).is_file():
             raise InputError(
                 f"{name}: no weights in {folder}: {shard} is missing (only safetensors are read)"
             )
+    stray = sorted(f.name for f in folder.iterdir() if _SHARD.fullmatch(f.name))
+    if stray := [shard for shard in stray if shard not in shards]:
+        raise InputError(
+            f"{name}: {folder / stray[0]} belongs to no weights that are read; remove it, or add "
+            f"the {_INDEX} that names it"
+        )
     return [folder / shard for shard in shards]
 
 
@@ -328,7 +407,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return file.read_text("utf-8-sig")  # an editor's mark is no part of it
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the chat template {file}: {error}") from None
 

@@ -57,6 +57,7 @@ def about_ranks(answers: Sequence[Answer], board: pd.DataFrame, pairs: pd.DataFr
     sentences = _about_attacks(answers)
     if any(board["defense_note"]):
         sentences += ["Unverified: our reading of a paper without its code."]
+    sentences += _about_adapters(answers)
     names = list(board[board["rank"].notna()]["defense"])
     if len(names) < 2:
         return sentences
@@ -123,3 +124,14 @@ def _listed(names: Sequence[str]) -> str:
     """Names as a sentence has them: "a, b and c"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _about_adapters(answers: Sequence[Answer]) -> list[str]:
+    """Which adapters leave out linear maps of their blocks, as the routers of a mixture."""
+    shares = {a.header["defense"]: a.info.get("linear_share", 1.0) for a in answers}
+    return [
+        f"The adapter of {escape(defense)} reaches {100 * share:.4g} % of the weights of the "
+        "linear maps in its blocks; its card names the others."
+        for defense, share in shares.items()
+        if share < 1
+    ]

@@ -195,6 +195,8 @@ class Info(TypedDict):
     """Of the defense; null: others trained it. Missing where it could not be put on."""
     train_tflop: NotRequired[float | None]
     """Likewise, by formula."""
+    linear_share: NotRequired[float]
+    """Of the weights of the linear maps in the adapter's blocks: those that it reaches."""
 
 
 class CellRecord(TypedDict):

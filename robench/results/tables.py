@@ -24,6 +24,7 @@ from robench.results.verdicts import Answer, decided_by, distinct, where
 if TYPE_CHECKING:
     import pandas as pd
 
+MARK = "\ufeff"  # at the start of a CSV: Excel reads it as UTF-8 only with it
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -89,7 +90,8 @@ def _contents(answers: Sequence[Answer], stores: Sequence[RunStore]) -> dict[str
 
 
 def _csv(table: pd.DataFrame) -> str:
-    return table.map(_inert).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    lines = table.map(_inert).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return f"{MARK}{lines}"
 
 
 def _inert(value: object) -> object:

@@ -75,7 +75,7 @@ class Execution:
             info = {
                 **self.info,
                 "defense_reference": group.defense.base,
-                **_training_cost(cache, group.defense.tier == EXTERNAL),
+                **_training(cache, group.defense.tier == EXTERNAL),
             }
             for cell, attack in group.cells:
                 self._cell(cell, attack, target, info, progress)
@@ -158,14 +158,15 @@ class Execution:
         raise error
 
 
-def _training_cost(cache: Path, external: bool) -> dict[str, float | None]:
-    """What a trained defense cost, as its adapter's record says; None if others trained it."""
+def _training(cache: Path, external: bool) -> dict[str, float | None]:
+    """What a trained defense cost and reached, as its record says; None if others trained it."""
     record = cache / RECORD
     if not record.is_file():
         cost = None if external else 0.0
         return {"train_seconds": cost, "train_tflop": cost}
     stored = yaml.safe_load(record.read_text("utf-8"))
-    return {key: stored[key] for key in ("train_seconds", "train_tflop")}
+    of_training = {key: stored[key] for key in ("train_seconds", "train_tflop")}
+    return {**of_training, "linear_share": stored["linear_weights"]["share_reached"]}
 
 
 def one_line(error: Exception) -> str:

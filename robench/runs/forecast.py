@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from robench.methods.registry import Method
 from robench.model import loading
@@ -39,6 +38,7 @@ from robench.runs.cells import Group
 from robench.runs.progress import duration
 from robench.runs.run_texts import RunTexts
 from robench.training.corpus import tokenise
+from robench.training.linear_maps import LinearMaps
 from robench.types import Behavior, Forecast, Lengths, user
 
 if TYPE_CHECKING:
@@ -186,7 +186,6 @@ class Shape:
         width, heads = config.hidden_size, config.num_attention_heads
         head = getattr(config, "head_dim", None) or width // heads
         number = torch.empty(0, dtype=getattr(torch, setup.dtype)).element_size()
-        maps = [m for b in blocks(network) for m in b.modules() if isinstance(m, nn.Linear)]
         return cls(
             parameters=count_parameters(network),
             weights=number * sum(p.numel() for p in network.parameters()),
@@ -195,7 +194,7 @@ class Shape:
             inner=getattr(config, "intermediate_size", None) or 4 * width,
             kv=head * (getattr(config, "num_key_value_heads", None) or heads),
             vocab=config.vocab_size,
-            linear=sum(m.in_features + m.out_features for m in maps),
+            linear=LinearMaps.of(network, len(blocks(network))).sides,
             number=number,
             tokens=Chunks(torch.device(setup.device), width).tokens,
         )

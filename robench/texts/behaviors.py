@@ -27,7 +27,7 @@ from typing import Any
 
 from robench.config import digest, suggestion
 from robench.errors import InputError
-from robench.texts import records
+from robench.texts import readers, records
 from robench.texts.records import Row
 from robench.types import Behavior
 
@@ -244,17 +244,22 @@ def _targets(
     """The targets of `ids` in the file `targets`, else in `*targets*.json` files of the folder."""
     wanted = set(ids)
     if targets:
-        mapping = records.parsed(records.content(Path(targets)), str(targets))
+        mapping = readers.parsed(readers.content(Path(targets)), str(targets))
         if not isinstance(mapping, dict) or not wanted & mapping.keys():
             raise InputError(f"{targets} maps none of the behaviors' ids to a target")
         return _text_values(mapping, wanted)
     merged: dict[str, str] = {}
-    for file in sorted(set_files[0].parent.glob("*targets*.json")):  # the first by name wins
-        if file not in set_files:
-            mapping = records.parsed(records.content(file), str(file))
+    for file in sorted(set_files[0].parent.iterdir()):  # the first by name wins
+        is_named = "targets" in file.name and file.suffix.lower() == ".json"
+        if is_named and file not in set_files:
+            mapping = readers.parsed(readers.content(file), str(file))
             merged = (_text_values(mapping, wanted) if isinstance(mapping, dict) else {}) | merged
     return merged
 
 
 def _text_values(mapping: Mapping[str, Any], keys: set[str]) -> dict[str, str]:
-    return {key: value for key, value in mapping.items() if key in keys and isinstance(value, str)}
+    return {
+        key: value
+        for key, value in mapping.items()
+        if key in keys and isinstance(value, str) and not records.is_missing(value)
+    }

@@ -5,19 +5,23 @@ A dataset is named `OWNER/NAME/FILE`, where FILE is a path inside it that may co
 ignoring case, spaces and underscores.
 """
 
-import csv
-import io
-import json
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from robench.errors import InputError
+from robench.texts.readers import READERS, Record
 
-Record = dict[str, Any]  # normalised column name to value
-Row = tuple[str, Record]  # where the record is ("FILE, row 3"), the record
+Row = tuple[str, Record]  # where the record is ("FILE, row 3"), the record by normalised columns
+# What programs write where they have no value; as a request or a target it would mean nothing.
+_NO_VALUE = ("nan", "<na>", "nat", "null", "none", "n/a", "#n/a")
+_SHOWS_NOTHING = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode: controls and spaces
+_BLANKS = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe0e\ufe0f\uffa0"  # letters and marks that do not
+)
 
 _DATASET = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/.+)?")
 
@@ -30,7 +34,7 @@ def find_files(reference: Path | str) -> list[Path]:
     """
     path = Path(reference).expanduser()
     is_dataset = _DATASET.fullmatch(str(reference))
-    is_local = path.exists() or (path.suffix in _READERS and str(reference).count("/") == 1)
+    is_local = path.exists() or (path.suffix.lower() in READERS and str(reference).count("/") == 1)
     return _download(str(reference)) if is_dataset and not is_local else [path]
 
 
@@ -53,9 +57,20 @@ def has(rows: Sequence[Row], *columns: str) -> bool:
 
 
 def value(record: Record, *columns: str) -> Any:
-    """The first value of `columns` that is not empty, else None."""
+    """The first value of `columns` that is not missing, else None."""
     values = (record.get(_normalised(column)) for column in columns)
-    return next((value for value in values if value not in (None, "")), None)
+    return next((value for value in values if not is_missing(value)), None)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is none: None, NaN, a word for them, or text of which nothing is seen."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NO_VALUE or not any(map(_is_seen, value))
+    return value is None or value != value  # NaN, of whatever type, is not itself
+
+
+def _is_seen(character: str) -> bool:
+    return unicodedata.category(character) not in _SHOWS_NOTHING and character not in _BLANKS
 
 
 def text(row: Row, *columns: str) -> str:
@@ -69,37 +84,19 @@ def text(row: Row, *columns: str) -> str:
 
 
 def as_text(value: Any, what: str) -> str:
-    """A value as text without spaces at its ends; None is "".
+    """A value as text without spaces at its ends; "" if it is missing.
 
     Raises:
         InputError: `what` is not text, or not valid Unicode, which no tokenizer accepts.
     """
-    if value is None:
-        return ""
     if isinstance(value, (dict, list)):
         raise InputError(f"{what} must be text, got a {type(value).__name__}")
+    if is_missing(value):
+        return ""
     stripped = str(value).strip()
     if re.search("[\ud800-\udfff]", stripped):
         raise InputError(f"{what} contains half a surrogate pair, which is not valid Unicode")
     return stripped
-
-
-def parsed(content: str, where: str) -> Any:
-    """The value of a JSON text."""
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
-
-
-def content(path: Path) -> str:
-    """The UTF-8 text of a file."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _normalised(column: str) -> str:
@@ -107,9 +104,10 @@ def _normalised(column: str) -> str:
 
 
 def _rows(path: Path, needs: dict[str, Sequence[str]]) -> list[Row]:
-    if path.suffix not in _READERS:
-        raise InputError(f"{path} must be a {', '.join(_READERS)} file")
-    rows = list(_READERS[path.suffix](path))
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path} must be a {', '.join(READERS)} file")
+    rows = list(reader(path))
     if not rows:
         raise InputError(f"{path} has no rows")
     header = list(dict.fromkeys(column for _, row in rows for column in row))
@@ -119,65 +117,27 @@ def _rows(path: Path, needs: dict[str, Sequence[str]]) -> list[Row]:
                 f"{path} has no column for the {need}: it needs one of {', '.join(columns)}, "
                 f"it has {shorten(', '.join(header), 200)}"
             )
-    return [
-        (f"{path}, row {n}", {_normalised(column): value for column, value in row.items()})
-        for n, row in rows
-    ]
+    return [(f"{path}, row {n}", _by_normalised(row, f"{path}, row {n}")) for n, row in rows]
 
 
-def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Record]]:
-    lines = io.StringIO(content(path), newline="")
-    reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
-    try:
-        for number, row in enumerate(reader, 1):
-            if None in row:
-                raise InputError(f"{path}, row {number} has more fields than there are columns")
-            yield number, row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
+def _by_normalised(row: Record, where: str) -> Record:
+    """A row by its normalised columns.
 
-
-def _tsv(path: Path) -> Iterator[tuple[int, Record]]:
-    return _csv(path, "\t")
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Record]]:
-    for number, line in enumerate(content(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path}, row {number}"
-            yield number, _record(parsed(line, where), where)
-
-
-def _json(path: Path) -> Iterator[tuple[int, Record]]:
-    text = content(path)
-    rows = parsed(text, str(path)) if text.strip() else []
-    if not isinstance(rows, list):
-        raise InputError(f"{path} must be a list of records")
-    for number, row in enumerate(rows, 1):
-        yield number, _record(row, f"{path}, row {number}")
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Record]]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import read_table
-    except ImportError:
-        raise InputError(
-            f"{path}: reading Parquet needs pyarrow: pip install 'robench[parquet]'"
-        ) from None
-    try:
-        yield from enumerate(read_table(path).to_pylist(), 1)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-
-
-_READERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
-
-
-def _record(row: Any, where: str) -> Record:
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is not a record, but a {type(row).__name__}")
-    return row
+    Raises:
+        InputError: two of its columns are read as one and hold two values.
+    """
+    record: Record = {}
+    column_of: dict[str, str] = {}
+    for column, value in row.items():
+        name = _normalised(column)
+        if is_missing(record.get(name)):
+            record[name], column_of[name] = value, column
+        elif not is_missing(value) and value != record[name]:
+            raise InputError(
+                f"{where}: the columns {column_of[name]!r} and {column!r} are read as one and hold "
+                "two values: rename or remove one"
+            )
+    return record
 
 
 def _download(reference: str) -> list[Path]:
@@ -216,11 +176,11 @@ def _only_file(dataset: str) -> str:
     from huggingface_hub import snapshot_download
 
     listing = snapshot_download(dataset, repo_type="dataset", dry_run=True)
-    files = sorted(f.filename for f in listing if Path(f.filename).suffix in _READERS)
+    files = sorted(f.filename for f in listing if Path(f.filename).suffix.lower() in READERS)
     if len(files) != 1:
         names = f" ({shorten(', '.join(files), 300)})" if files else ""
         raise InputError(
-            f"the dataset {dataset} has {len(files)} files of the kinds {', '.join(_READERS)}"
+            f"the dataset {dataset} has {len(files)} files of the kinds {', '.join(READERS)}"
             f"{names}; name one: {dataset}/FILE"
         )
     return files[0]

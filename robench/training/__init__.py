@@ -3,7 +3,8 @@
 Defenses use what is exported here; the files inside are internal.
 """
 
-from robench.training.adapters import Recipe, adapter_applied, trained_adapter
+from robench.training.adapters import Recipe, trained_adapter
+from robench.training.applying import adapter_applied
 from robench.training.base_states import BaseStates
 from robench.training.corpus import (
     Batch,

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +23,9 @@ from robench.config import as_dict, digest
 from robench.errors import Failure
 from robench.identity import source_digest
 from robench.model.chat_model import ChatModel
-from robench.model.folding import fold_adapter
-from robench.model.hooks import blocks
 from robench.texts.training_texts import fingerprint
+from robench.training.applying import adapter_applied, one_line, without_deprecations
+from robench.training.linear_maps import LinearMaps
 from robench.training.loop import Cost, train_loop
 from robench.types import Context, Defense, Objective
 
@@ -38,9 +37,10 @@ CARD = "README.md"
 class Recipe:
     """Size, place and learning rate of an adapter.
 
-    layers:        the adapter is on every linear layer of decoder blocks 1..layers
+    layers:        the adapter is on every linear map of decoder blocks 1..layers, those of experts
+                   included (`LinearMaps`)
     rate:          AdamW's learning rate
-    rank, alpha, dropout: LoRA's
+    rank, alpha, dropout: LoRA's; with experts there is no dropout, as peft has none for them
     spread:        standard deviation of LoRA's B at the start; at B = 0 the gradient of some losses
                    is exactly zero, and in fp32 no rounding noise ever starts the training
     checkpointing: recompute blocks in the backward pass instead of holding them in memory
@@ -96,57 +96,6 @@ def trained_adapter(
         yield target
 
 
-@contextmanager
-def adapter_applied(model: ChatModel, folder: Path) -> Iterator[ChatModel]:
-    """The model with the adapter of a peft folder; afterwards the base as it was.
-
-    Raises:
-        Failure: the adapter does not fit the model, or the files are damaged.
-    """
-    from peft import PeftConfig, get_peft_model
-    from safetensors import SafetensorError
-
-    rejected = f"the adapter in {folder.name} cannot be applied"
-    config = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        raise Failure(f"{rejected}: it adds prompt tokens; robench applies those on weights")
-    config.inference_mode = True
-    try:
-        with _without_deprecations(), torch.random.fork_rng():
-            adapter = get_peft_model(model.network, config)
-    except (ValueError, KeyError) as error:
-        raise Failure(f"{rejected}: {_one_line(error)}") from error
-    with ExitStack() as undo:
-        undo.callback(adapter.unload)
-        try:
-            _load_weights(adapter, folder)
-        except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise Failure(f"{rejected}: {_one_line(error)}") from error
-        adapter.eval().requires_grad_(False)
-        folded = fold_adapter(adapter)
-        if folded:
-            undo.callback(folded.disable)
-        yield replace(model, adapter=folded or adapter)
-
-
-def _load_weights(adapter: Any, folder: Path) -> None:
-    """Load all weights of a peft folder: a part that is missing would be undefended.
-
-    Raises:
-        ValueError: the file has other weights than the adapter.
-    """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    weights = load_file(folder / "adapter_model.safetensors")
-    expected = get_peft_model_state_dict(adapter, save_embedding_layers=False).keys()
-    for names, verb in ((expected - weights.keys(), "lacks"), (weights.keys() - expected, "has")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"for this model its file {verb} {min(names)}{more}")
-    set_peft_model_state_dict(adapter, weights)
-
-
 @dataclass(frozen=True)
 class _Training:
     """The training of one adapter; fields as in `trained_adapter`."""
@@ -161,13 +110,14 @@ class _Training:
         """Train the adapter, or resume, and write its peft folder."""
         from peft import get_peft_model, get_peft_model_state_dict
 
+        maps = LinearMaps.of(self.model.network, self.recipe.layers)
         purpose = self._purpose()
         checkpoint = cache.with_name(f"{cache.name}.checkpoint.safetensors")
         network = self.model.network
         with torch.random.fork_rng():
             torch.manual_seed(self.ctx.seed)
-            with _without_deprecations():
-                adapter = get_peft_model(network, self._lora_config())
+            with without_deprecations():
+                adapter = get_peft_model(network, self._lora_config(maps))
             try:
                 with _checkpointed(network, self.recipe.checkpointing):
                     adapter.train()
@@ -176,7 +126,7 @@ class _Training:
                 config = adapter.peft_config["default"]
             except torch.OutOfMemoryError as error:
                 raise Failure(
-                    f"training ran out of memory: {_one_line(error)}; set the defense's field "
+                    f"training ran out of memory: {one_line(error)}; set the defense's field "
                     "`checkpointing` to true or `batch` to a smaller number"
                 ) from error
             finally:
@@ -188,6 +138,7 @@ class _Training:
             "steps": len(next(iter(curves.values()), [])),
             "train_seconds": round(cost.seconds, 3),
             "train_tflop": round(cost.tflop, 6),
+            "linear_weights": maps.record(self.recipe.dropout),
             "notes": notes,
             "curves": curves,
         }
@@ -227,16 +178,17 @@ class _Training:
             "seed": self.ctx.seed,
         }
 
-    def _lora_config(self) -> Any:
+    def _lora_config(self, maps: LinearMaps) -> Any:
         from peft import LoraConfig
 
         return LoraConfig(
             r=self.recipe.rank,
             lora_alpha=self.recipe.alpha,
-            lora_dropout=self.recipe.dropout,
+            lora_dropout=0.0 if maps.parameters else self.recipe.dropout,
             bias="none",
             task_type="CAUSAL_LM",
-            target_modules=_linear_names(self.model.network),
+            target_modules=list(maps.modules),
+            target_parameters=list(maps.parameters) or None,
             layers_to_transform=list(range(self.recipe.layers)),
         )
 
@@ -287,6 +239,7 @@ def _card(record: dict[str, Any]) -> str:
             *losses,
             "",
             *_card_notes(record["notes"]),
+            *_card_lines(record["linear_weights"]),
             "`robench run --defenses adapter:FOLDER` measures how well it holds.",
             "",
         ]
@@ -298,6 +251,12 @@ def _card_notes(notes: Mapping[str, Any]) -> list[str]:
     lines = [f"**Note:** {warning}." for warning in notes.get("warnings", ())]
     figures = [f"- {name}: {value}" for name, value in _figures(notes) if name != "warnings"]
     return [line for part in (lines, figures) for line in (*part, "") if part]
+
+
+def _card_lines(reached: Mapping[str, Any]) -> list[str]:
+    """What the adapter does not reach as lines of the card; none if it reaches everything."""
+    lines = [f"**Note:** {reached[key]}." for key in ("note", "dropout") if key in reached]
+    return [part for line in lines for part in (line, "")]
 
 
 def _figures(notes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -319,34 +278,11 @@ def _figure(value: object) -> str:
 @contextmanager
 def _checkpointed(network: Any, enabled: bool) -> Iterator[None]:
     if enabled:
-        with _without_deprecations():
+        with without_deprecations():
             network.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
         if enabled:
-            with _without_deprecations():
+            with without_deprecations():
                 network.gradient_checkpointing_disable()
-
-
-def _linear_names(network: nn.Module) -> list[str]:
-    """Names of the linear layers inside a decoder block: q_proj, down_proj, ..."""
-    modules = blocks(network)[0].named_modules()
-    return sorted({n.rpartition(".")[2] for n, m in modules if isinstance(m, nn.Linear)})
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Ignore deprecations in transformers that a user can do nothing about.
-
-    peft uses one of the names, and those that replace the others are unknown to versions that
-    robench supports.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        warnings.filterwarnings("ignore", "`gradient_checkpointing_.*able` is deprecated")
-        yield

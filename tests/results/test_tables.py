@@ -135,7 +135,7 @@ def test_csv_files_hold_the_numbers(run: Path) -> None:
     assert len(rates) == 8  # harmful cells x judges
     found = rates.query("defense == 'cb' and attack == 'gcg' and judge == 'exact'").iloc[0]
     assert list(found[["n", "harmful", "refused", "unscored", "dsr"]]) == [4, 1, 1, 2, 0.5]
-    with (run / "leaderboard.csv").open(newline="") as file:
+    with (run / "leaderboard.csv").open(newline="", encoding="utf-8-sig") as file:
         board = {row["defense"]: row for row in csv.DictReader(file)}
     assert (board["cb"]["rank"], board["none"]["rank"]) == ("", "")
     assert board["cb"]["attacks_missing"] == "gcg"
@@ -144,7 +144,7 @@ def test_csv_files_hold_the_numbers(run: Path) -> None:
 
 def test_the_file_of_the_leaderboard_has_ranks_and_that_of_pairs_the_tests(bigger: Path) -> None:
     tables([bigger])
-    with (bigger / "leaderboard.csv").open(newline="") as file:
+    with (bigger / "leaderboard.csv").open(newline="", encoding="utf-8-sig") as file:
         board = {row["defense"]: row for row in csv.DictReader(file)}
     ranks = ("rank", "rank_lo", "rank_hi", "group", "rank_note")
     assert [board["cb"][name] for name in ranks] == ["1", "1", "1", "a", ""]
@@ -236,10 +236,21 @@ def test_no_name_is_a_formula_or_breaks_a_line(tmp_path: Path, name: str) -> Non
     tables([tmp_path])
     shown = ("" if name[0] == "a" else "'") + name.replace("\r\n", " ")
     for file in ("dsr.csv", "leaderboard.csv"):
-        with (tmp_path / file).open(newline="") as lines:
+        with (tmp_path / file).open(newline="", encoding="utf-8-sig") as lines:
             row = next(csv.DictReader(lines))
         assert row["defense"] == shown
     assert row["strongest_attack"] == shown
+
+
+def test_excel_reads_the_files_as_utf8(tmp_path: Path) -> None:
+    fill(tmp_path, "=ä", "HRRR", "Schutz für Ärzte")
+    tables([tmp_path])
+    for file in tmp_path.glob("*.csv"):
+        assert file.read_bytes().startswith(b"\xef\xbb\xbf")
+        assert file.read_text("utf-8-sig").count("\ufeff") == 0
+    (row,) = pd.read_csv(tmp_path / "leaderboard.csv").to_dict("records")
+    assert row["defense"] == "Schutz für Ärzte"  # the mark is no part of the first column's name
+    assert next(iter(row)) == "rank" and row["strongest_attack"] == "'=ä"
 
 
 def test_numbers_are_no_formulas(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from robench.methods.registry import resolve
 from robench.model.hooks import blocks
 from robench.results.store import RunStore
 from robench.testing import FAMILIES, attack_problems, defense_problems, quick, tiny
-from robench.training.adapters import _linear_names
+from robench.training.linear_maps import LinearMaps
 
 PLAIN = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 FUSED = ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]
@@ -24,7 +24,9 @@ def test_adapters_sit_on_every_linear_map_of_a_block(family):
     from peft import LoraConfig, get_peft_model
 
     network = tiny(family).network
-    names = _linear_names(network)
+    maps = LinearMaps.of(network, 1)
+    names = list(maps.modules)
+    assert (maps.parameters, maps.share) == ((), 1.0)
     assert names == (FUSED if family == "phi3" else PLAIN)
     linear = sum(isinstance(m, nn.Linear) for m in blocks(network)[0].modules())
     adapter = get_peft_model(

@@ -12,7 +12,7 @@ from robench.model import folding
 from robench.model.folding import FoldedAdapter, fold_adapter
 from robench.model.hooks import blocks
 from robench.testing import quick, tiny, tiny_context
-from robench.training import FineTuning, adapters, loop
+from robench.training import FineTuning, applying, loop
 from robench.training.adapters import CARD, RECORD, Recipe
 from robench.training.corpus import split_examples, tokenise
 from robench.types import Prompt, user
@@ -109,7 +109,7 @@ def test_folded_and_peft_adapters_are_the_same_model(tmp_path, monkeypatch):
     for folded in (True, False):
         with monkeypatch.context() as patched:
             if not folded:
-                patched.setattr(adapters, "fold_adapter", lambda adapter: None)
+                patched.setattr(applying, "fold_adapter", lambda adapter: None)
             with method.applied(model, tiny_context(), tmp_path / "cache") as target:
                 assert isinstance(target.adapter, FoldedAdapter) is folded
                 states[folded] = target.hidden(PROMPT)
@@ -152,7 +152,7 @@ def test_sixteen_bit_weights_are_not_folded(with_lora):
 
 def test_the_undefended_view_enables_no_gradients_of_the_adapter(tmp_path, monkeypatch):
     """peft's own switch would enable them: attacks would then keep the graph of LoRA weights."""
-    monkeypatch.setattr(adapters, "fold_adapter", lambda adapter: None)
+    monkeypatch.setattr(applying, "fold_adapter", lambda adapter: None)
     with defense("circuit_breaker").applied(tiny(), tiny_context(), tmp_path / "cache") as target:
         target.undefended().hidden(PROMPT)
         assert not any(p.requires_grad for p in target.adapter.parameters())

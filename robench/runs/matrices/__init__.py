@@ -80,7 +80,7 @@ def load_matrix(reference: str) -> Matrix:
             field, a value that does not fit.
     """
     path = Path(reference)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix.lower() not in (".yaml", ".yml"):
         if reference not in names():
             raise InputError(f"no matrix called {reference!r}{suggestion(reference, names())}")
         path = _FOLDER / f"{reference}.yaml"
