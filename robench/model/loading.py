@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,10 @@ class ModelFiles:
     commit: str = ""
     chat_template: str | None = None
     trusted: bool = False
+
+    def template_with(self, arguments: Mapping[str, Any] | None) -> str:
+        """The hash of the chat template and of what it is given in every rendering."""
+        return digest([self.template, dict(arguments)]) if arguments else self.template
 
 
 def find_model(
@@ -114,7 +118,9 @@ def load_model(
     files: ModelFiles,
     *,
     system: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
     max_new_tokens: int = 256,
+    max_thinking_tokens: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     device_map: str | None = None,
@@ -151,11 +157,17 @@ def load_model(
         )
     network = _text_model(network)
     network.name_or_path = files.name  # appears in an adapter's record and card
-    identity = digest([files.weights, files.template, system, dtype])
-    return replace(ChatModel.of(network, _chat(files, system), max_new_tokens), identity=identity)
+    identity = digest([files.weights, files.template_with(template_args), system, dtype])
+    chat = _chat(files, system, template_args)
+    model = ChatModel.of(network, chat, max_new_tokens, max_thinking_tokens)
+    return replace(model, identity=identity)
 
 
-def load_without_weights(files: ModelFiles, system: str | None = None) -> tuple[Chat, Any]:
+def load_without_weights(
+    files: ModelFiles,
+    system: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+) -> tuple[Chat, Any]:
     """The chat and the network on the meta device, which is enough to estimate costs."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -165,7 +177,7 @@ def load_without_weights(files: ModelFiles, system: str | None = None) -> tuple[
         network = AutoModelForCausalLM.from_config(
             config.get_text_config(), trust_remote_code=files.trusted
         )
-    return _chat(files, system), network
+    return _chat(files, system, template_args), network
 
 
 def _text_model(network: Any) -> Any:
@@ -184,7 +196,7 @@ def _text_model(network: Any) -> Any:
     return text
 
 
-def _chat(files: ModelFiles, system: str | None) -> Chat:
+def _chat(files: ModelFiles, system: str | None, template_args: Mapping[str, Any] | None) -> Chat:
     from transformers import AutoTokenizer
 
     from robench.model.chat import Chat
@@ -193,7 +205,7 @@ def _chat(files: ModelFiles, system: str | None) -> Chat:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=files.trusted)
     if files.chat_template is not None:
         tokenizer.chat_template = files.chat_template
-    return Chat(tokenizer, system)
+    return Chat(tokenizer, system, template_args)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from robench.errors import InputError
 from robench.methods.contract import refusal
 from robench.methods.registry import refuse_unused_settings, resolve_all
 from robench.model import loading
+from robench.model.thoughts import THINKING
 from robench.results.schema import HARMLESS_ROLES, Info, Suite
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
@@ -35,6 +36,8 @@ from robench.types import Behavior, Judge
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from robench.model.chat import Chat
 
 PACKAGES = ("robench", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -66,6 +69,16 @@ class Plan:
         built_in = self.files.name == loading.BUILT_IN
         name = self.suite["name"] if built_in else f"{self.suite['name']}-{self.files.name}"
         return Path("results") / "runs" / Cell.slug(name)
+
+    @cached_property
+    def unloaded(self) -> tuple[Chat, Any]:
+        """The chat and the network of the model under test, without its weights.
+
+        Raises:
+            InputError: its template or its architecture does not allow what is asked.
+        """
+        replies = self.question.replies
+        return loading.load_without_weights(self.files, replies.system, replies.template_args)
 
     def pending(self, store: RunStore) -> tuple[Group, ...]:
         """The groups with the cells that a folder does not hold yet."""
@@ -105,10 +118,12 @@ class Plan:
         spec = self.question.model
         assert spec.device and spec.dtype
         rate = measured_rate(spec.device, spec.dtype) if tflops is None else tflops
+        chat, _ = self.unloaded
+        replies = self.question.replies
         length = self.shared["max_new_tokens"]
-        samples = self.question.replies.samples
-        setup = Setup(spec.device, spec.dtype, length, samples, CHUNK, rate, tflops is None)
-        estimate = Estimate(self.files, self.question.replies.system, self.texts, setup)
+        length += self.shared["max_thinking_tokens"] if chat.may_think else 0
+        setup = Setup(spec.device, spec.dtype, length, replies.samples, CHUNK, rate, tflops is None)
+        estimate = Estimate(self.files, replies.system, self.texts, setup, replies.template_args)
         return forecast(self.groups if groups is None else groups, estimate)
 
     def preview(self, out: str | Path | None = None, tflops: float | None = None) -> str:
@@ -182,8 +197,13 @@ class Plan:
             dtype=str(spec.dtype),
             device_map=spec.device_map,
         )
-        length = self.shared["max_new_tokens"]
-        base = load(self.files, system=replies.system, max_new_tokens=length)
+        base = load(
+            self.files,
+            system=replies.system,
+            template_args=replies.template_args,
+            max_new_tokens=self.shared["max_new_tokens"],
+            max_thinking_tokens=self.shared["max_thinking_tokens"],
+        )
         _preflight(self.judges, self.texts.behaviors[0])
         execution = Execution(
             store=store,
@@ -274,6 +294,7 @@ def with_defaults(question: Question) -> Question:
     spec, replies = question.model, question.replies
     built_in = spec.id == loading.BUILT_IN
     device = choose_device(spec.device, spec.device_map)
+    length = replies.max_new_tokens or (64 if built_in else 256)
     return replace(
         question,
         tier=question.tier or ("demo" if built_in else "paper"),
@@ -281,7 +302,8 @@ def with_defaults(question: Question) -> Question:
         model=replace(spec, device=device, dtype=spec.dtype or default_dtype(device, built_in)),
         replies=replace(
             replies,
-            max_new_tokens=replies.max_new_tokens or (64 if built_in else 256),
+            max_new_tokens=length,
+            max_thinking_tokens=replies.max_thinking_tokens or THINKING * length,
             temperature=(replies.temperature or 1.0) if replies.samples else None,
         ),
     )
@@ -298,7 +320,7 @@ def _shared(
     return {
         "model": files.name,
         "weights": files.weights,
-        "template": files.template,
+        "template": files.template_with(question.replies.template_args),
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),
         "judges": list(chosen_judges),
