@@ -24,6 +24,7 @@ from robench.types import GAP, Message, user
 # default: a prompt, its hash and a finished run must not depend on the day.
 FIXED_DATE = datetime(2024, 7, 26)
 
+_TAG_LIKE = re.compile(r"<[^<>\s]+>|\[/?\w+\]")  # a token that templates write, not people
 _MARK = "\ue001\ue002\ue001"  # finds its place in a rendering, as GAP does
 # What a rendering says of itself: no argument of a template
 _OF_THE_ENGINE = (
@@ -76,7 +77,8 @@ class Chat:
         template_args: what every rendering gives the template, as `enable_thinking`.
 
     Raises:
-        InputError: there is no template, or it does not know one of the arguments.
+        InputError: there is no template, it does not know one of the arguments, or it leaves the
+            system prompt out.
     """
 
     def __init__(
@@ -93,10 +95,15 @@ class Chat:
         self.tokenizer = tokenizer
         self.system = system
         self.template_args = dict(template_args or {})
-        template = tokenizer.get_chat_template()
+        template = _chosen_template(tokenizer)
         _check_arguments(self.template_args, template)
         self.marks = marks_of(f"{template} {' '.join(tokenizer.get_added_vocab())}")
         self._template = with_fixed_date(template)
+        if system and not _holds(self.render(user("")), system):
+            raise InputError(
+                "the chat template leaves the system prompt out: it has no such role; leave out "
+                "--system, or give a template that has one: --chat-template FILE"
+            )
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of the conversation up to the beginning of the reply.
@@ -215,8 +222,12 @@ class Chat:
                 continue
             after = whole.rpartition(_MARK)[2].lstrip()
             ids = self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]
-            for token in self.tokenizer.added_tokens_decoder.keys() & {*ids}:
-                return None if self.decode([[token]])[0] in between else int(token)
+            for token in ids:
+                text = self.decode([[token]])[0]
+                if text in between:
+                    return None
+                if token in self.tokenizer.added_tokens_decoder or _TAG_LIKE.fullmatch(text):
+                    return int(token)
         return None
 
     def answered(self, tokens: Sequence[int], opened: Marks | None = None) -> Answered:
@@ -327,6 +338,28 @@ class Chat:
         written = tokenizer.bos_token in self._apply([{"role": "user", "content": "x"}], False)
         adds = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
         return [tokenizer.bos_token_id] if adds and not written else []
+
+
+def _chosen_template(tokenizer: Any) -> str:
+    """The tokenizer's template; of several by name the one that is called `default`.
+
+    Raises:
+        InputError: there are several, and none has that name.
+    """
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:
+        if len(named) != 1:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path} has chat templates called "
+                f"{', '.join(sorted(named))} and no default: choose one: --chat-template NAME"
+            )
+        return str(*named.values())
+    return str(tokenizer.get_chat_template())
+
+
+def _holds(text: str, part: str) -> bool:
+    """Whether a part stands in a text, whatever became of its blanks."""
+    return " ".join(part.split()) in " ".join(text.split())
 
 
 def _check_arguments(arguments: Mapping[str, Any], template: str) -> None:

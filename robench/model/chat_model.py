@@ -36,9 +36,10 @@ from robench.model.hooks import (
     prompt_roles,
     replaced_output,
 )
+from robench.model.limits import context_of, unsupported
 from robench.model.reader import Usage
 from robench.model.thoughts import THINKING, Marks
-from robench.types import Edit, Message, Prompt, user
+from robench.types import Edit, Message, Prompt
 
 if TYPE_CHECKING:
     from robench.model.slots import Slots
@@ -124,15 +125,12 @@ class ChatModel:
         and Qwen2.5's repetition penalty, for one, would change greedy replies.
 
         Raises:
-            InputError: some block has a recurrent state (Mamba, linear attention).
+            InputError: the engine cannot read it as it should be read (see `limits.unsupported`).
         """
         from transformers import GenerationConfig
 
-        if network._is_stateful:  # a prefix cannot be kept as keys and values
-            raise InputError(
-                f"{type(network).__name__} has blocks with a recurrent state; only models with "
-                "attention in every block are supported"
-            )
+        if reason := unsupported(network):
+            raise InputError(f"{type(network).__name__} {reason}")
         network.eval().requires_grad_(False)
         ends = network.generation_config.eos_token_id
         network.generation_config = GenerationConfig(eos_token_id=ends)
@@ -167,6 +165,20 @@ class ChatModel:
     def reply_tokens(self) -> int:
         """Tokens of a reply, at most, its thought included."""
         return self.max_new_tokens + self.thinking_tokens
+
+    def check_length(self, tokens: int) -> None:
+        """That a row of so many tokens, its reply included, is not too long for the model.
+
+        Raises:
+            Failure: it is.
+        """
+        context = context_of(self.network.config)
+        if context is not None and tokens > context.tokens:
+            why = f": {context.reason}" if context.reason else ""
+            raise Failure(
+                f"{tokens} tokens of a prompt and its reply are more than the {context.tokens} "
+                f"that the model reads{why}; give a smaller --max-new-tokens, or shorter requests"
+            )
 
     @property
     def workers(self) -> int:
@@ -264,8 +276,6 @@ class ChatModel:
         """
         system = f"{self.chat.system}\n\n{text}" if self.chat.system else text
         chat = Chat(self.chat.tokenizer, system, self.chat.template_args)
-        if text.strip() not in chat.render(user("")):
-            raise InputError("the chat template leaves the system prompt out: it has no such role")
         identity = digest([self.identity, system]) if self.identity else ""
         return replace(self, chat=chat, identity=identity, bare=self.bare or self)
 
@@ -295,6 +305,7 @@ class ChatModel:
         order = sorted(range(len(prompts)), key=lambda i: -len(inputs[i]))
         replies: dict[int, Reply] = {}
         longest = len(inputs[order[0]]) if order else 0
+        self.check_length(longest + self.reply_tokens)
         # A decoding step reads one token per row, so there may be many rows: their keys and values
         # are the limit.
         per_row = max(1, (longest + self.reply_tokens) // 8)
@@ -360,6 +371,7 @@ class ChatModel:
             ids[len(head) :] + target[:-1] for ids, target in zip(prompt_ids, labels, strict=True)
         ]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        self.check_length(len(head) + len(rows[order[0]]) + 1)
         losses = torch.empty(len(rows))
 
         def work(part: slice) -> Tensor:
@@ -380,6 +392,7 @@ class ChatModel:
     def hidden(self, prompts: Sequence[Prompt]) -> Tensor:
         """States (n, L+1, d) at the last prompt token, fp32 on the CPU, layers 0..L."""
         inputs = [self._prompt_embeddings(prompt) for prompt in prompts]
+        self.check_length(max(map(len, inputs)))
         layers = range(self.depth + 1)
 
         def work(part: slice) -> Tensor:
@@ -428,6 +441,7 @@ class ChatModel:
         """
         if self.edits:
             raise ValueError("forward is for training, on a model without edits")
+        self.check_length(ids.shape[1])
         mask = mask.to(self.device)
         positions = mask.bool() if tokens is None else tokens.to(self.device)
         self.usage.count_forward(ids.numel())

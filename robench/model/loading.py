@@ -39,6 +39,7 @@ _SETTINGS = (
     "generation_config.json",
 )
 _CONFIG = "tokenizer_config.json"
+_PROCESSOR = "chat_template.json"  # of models that also read images (LLaVA, SmolVLM)
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _NOT_DOWNLOADED = ["*/*", "consolidated*"]  # other formats of the same weights
 
@@ -81,7 +82,8 @@ def find_model(
     Args:
         name: `organism`, a path, `owner/name` or `owner/name@revision`.
         revision: a branch, tag or commit of a hub id.
-        chat_template: a file that replaces the tokenizer's template.
+        chat_template: a file that replaces the tokenizer's template, or the name of one of the
+            tokenizer's own, where it has several.
         trust_remote_code: whether Python files of the model are downloaded and may run.
 
     Raises:
@@ -96,7 +98,7 @@ def find_model(
     weights = _weights(name, folder)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise InputError(f"{name}: no tokenizer in {folder} (one of {', '.join(_TOKENIZERS)})")
-    replacement = _text_of(Path(chat_template)) if chat_template is not None else None
+    replacement = _replacement(folder, chat_template)
     template = _template(folder) if replacement is None else replacement
     if not template:
         raise InputError(
@@ -321,8 +323,20 @@ def _weights(name: str, folder: Path) -> list[Path]:
 
 
 def _template(folder: Path) -> Any:
+    """The tokenizer's template: a text, or several with their names."""
     jinja = folder / "chat_template.jinja"
     return _text_of(jinja) if jinja.is_file() else _json(folder / _CONFIG).get("chat_template")
+
+
+def _replacement(folder: Path, asked: str | Path | None) -> str | None:
+    """What takes the place of the tokenizer's template: a file or one of several by its name; of a
+    tokenizer without any, that of the processor beside it."""
+    own = _template(folder)
+    if asked is None:
+        other = None if own else _json(folder / _PROCESSOR).get("chat_template")
+        return other if isinstance(other, str) else None
+    named = {one["name"]: one["template"] for one in own} if isinstance(own, list) else {}
+    return str(named[asked]) if asked in named else _text_of(Path(asked))
 
 
 def _json(file: Path) -> dict[str, Any]:

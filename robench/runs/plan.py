@@ -32,7 +32,7 @@ from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
 from robench.runs.question import ModelSpec, Question
 from robench.runs.run_texts import RunTexts, gather, lacking
-from robench.types import Behavior, Judge
+from robench.types import Behavior, Judge, user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,40 @@ class Plan:
         Raises:
             InputError: its template or its architecture does not allow what is asked.
         """
+        from robench.model.limits import unsupported
+
         replies = self.question.replies
-        return loading.load_without_weights(self.files, replies.system, replies.template_args)
+        found = loading.load_without_weights(self.files, replies.system, replies.template_args)
+        if reason := unsupported(found[1]):
+            raise InputError(f"{self.files.name}: {type(found[1]).__name__} {reason}")
+        return found
+
+    def check_lengths(self) -> None:
+        """That every request under test and its reply fit into the model's context.
+
+        Raises:
+            InputError: one does not.
+        """
+        from robench.model.limits import context_of
+
+        chat, network = self.unloaded
+        context, shared = context_of(network.config), self.shared
+        if context is None:
+            return
+        reply = shared["max_new_tokens"] + (shared["max_thinking_tokens"] if chat.may_think else 0)
+        asked = (*self.texts.behaviors, *self.texts.benign)
+        prompts = chat.encode([chat.render(user(behavior.request)) for behavior in asked])
+        lengths = {b.id: len(ids) for b, ids in zip(asked, prompts, strict=True)}
+        too_long = [name for name, length in lengths.items() if length + reply > context.tokens]
+        if too_long:
+            first = max(too_long, key=lambda name: lengths[name])
+            why = f": {context.reason}" if context.reason else ""
+            raise InputError(
+                f"{self.files.name} reads {context.tokens} tokens{why}; with replies of up to "
+                f"{reply}, thoughts included, {len(too_long)} of {len(asked)} requests are too "
+                f"long, first {first!r} with {lengths[first]}: give a smaller --max-new-tokens "
+                "(or --max-thinking-tokens), or leave them out"
+            )
 
     def pending(self, store: RunStore) -> tuple[Group, ...]:
         """The groups with the cells that a folder does not hold yet."""
@@ -100,6 +132,13 @@ class Plan:
                 raise InputError(f"{method.name} {reason}, or leave it out")
             if reason := refusal(method, self.texts.behaviors):
                 raise InputError(f"{reason}, or leave it out")
+
+    def _check_model(self, pending: Sequence[Group], keep_going: bool = False) -> None:
+        """That the model can be asked what is pending; too long a request may become a hole."""
+        if any(group.cells for group in pending):
+            _ = self.unloaded
+            if not keep_going:
+                self.check_lengths()
 
     def forecast(
         self, groups: Sequence[Group] | None = None, tflops: float | None = None
@@ -132,6 +171,7 @@ class Plan:
         store = RunStore(Path(out) if out else self.default_folder)
         store.check_cells([cell for group in self.groups for cell, _ in group.cells])
         pending = self.pending(store)
+        self._check_model(pending)
         lines = [self._counts(store, pending), *(f"note: {note}" for note in self.texts.notes)]
         if any(group.cells for group in pending):
             from robench.runs.forecast import summary
@@ -168,6 +208,7 @@ class Plan:
                 dict.fromkeys(c.attack for c in cells if c.header["role"] not in HARMLESS_ROLES)
             ),
         }
+        self._check_model(self.pending(store), keep_going)
         with store.locked(new=True):
             for warning in store.open_for(self.shared, _versions(), order):
                 tqdm.write(f"warning: {warning}")

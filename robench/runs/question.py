@@ -42,7 +42,10 @@ class ModelSpec:
     )
     revision: str | None = field(default=None, metadata=_about("branch, tag or commit of a hub id"))
     chat_template: str | Path | None = field(
-        default=None, metadata=_about("Jinja file that replaces the tokenizer's template")
+        default=None,
+        metadata=_about(
+            "Jinja file that replaces the tokenizer's template, or the name of one of several"
+        ),
     )
     trust_remote_code: bool = field(
         default=False, metadata=_about("run code that comes with the model")
