@@ -151,6 +151,8 @@ class GCG:
         given = model.replies([search.slots.prompt(i, search.current[i]) for i in rows])
         rows = [i for i, reply in zip(rows, given, strict=True) if reply.finished]
         replies = [reply.text for reply in given if reply.finished]
+        if not rows:
+            return set()
         pairs = zip(rows, replies, strict=True)
         if self.stop == "match":
             return {i for i, text in pairs if text.strip().startswith(behaviors[i].target.strip())}

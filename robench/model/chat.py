@@ -213,22 +213,46 @@ class Chat:
     @cached_property
     def turn_end(self) -> int | None:
         """The token that closes the assistant's turn in the template; None: it is no single one."""
-        between = "".join(f"{m.open}{m.close}{m.between}" for m in self.marks)
+        for after in self._after_turn:
+            for token in self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]:
+                known = token in self.tokenizer.added_tokens_decoder
+                if known or _TAG_LIKE.fullmatch(self.decode([[token]])[0]):
+                    return int(token)
+        return None
+
+    @cached_property
+    def turn_end_text(self) -> str | None:
+        """The text that does, where the tokenizer writes it in several tokens."""
+        tags = [found.group() for after in self._after_turn if (found := _TAG_LIKE.match(after))]
+        return tags[0] if tags and self.turn_end is None else None
+
+    @cached_property
+    def _after_turn(self) -> list[str]:
+        """What the template writes after an assistant's turn, the last one first, and before the
+        next; nothing that also stands in thoughts."""
+        inside = "".join(f"{m.open}{m.close}{m.between}" for m in self.marks)
         turns: list[Message] = [*user("x"), {"role": "assistant", "content": _MARK}]
+        found = []
         for conversation in (turns, [*turns, *user("y")]):
             try:
                 whole = self._apply(conversation, prefilled=False, generation=False)
             except InputError:  # a template for other roles
                 continue
             after = whole.rpartition(_MARK)[2].lstrip()
-            ids = self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]
-            for token in ids:
-                text = self.decode([[token]])[0]
-                if text in between:
-                    return None
-                if token in self.tokenizer.added_tokens_decoder or _TAG_LIKE.fullmatch(text):
-                    return int(token)
-        return None
+            tag = _TAG_LIKE.match(after)
+            if not (tag and tag.group() in inside):
+                found.append(after)
+        return found
+
+    def closed_at(self, tokens: Sequence[int]) -> int | None:
+        """How many of a reply's tokens there are up to `turn_end_text`, it included; None without
+        it."""
+        end = self.turn_end_text
+        if end is None or end not in self.decode([tokens])[0]:
+            return None
+        return bisect_left(
+            range(len(tokens)), True, key=lambda k: end in self.decode([tokens[:k]])[0]
+        )
 
     def answered(self, tokens: Sequence[int], opened: Marks | None = None) -> Answered:
         """A reply's tokens, without its end token, as thought and answer.
@@ -250,7 +274,9 @@ class Chat:
         return Answered(found.thought, f"{rest}{self._plain(tokens[begin:])}".lstrip(), begin)
 
     def _plain(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """Tokens as text, without special ones and what closes a turn."""
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return text.partition(self.turn_end_text)[0] if self.turn_end_text else text
 
     def _beginning(self, messages: Sequence[Message], prompt: str) -> str:
         """What a rendered prompt has of the assistant's turn, and before it of the user's end."""

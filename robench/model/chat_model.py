@@ -571,23 +571,28 @@ class ChatModel:
         def limit(row: int, tokens: Sequence[int]) -> int:
             return self._limit(tokens, opened[row])
 
+        ends_early = self.thinking_tokens or self.chat.turn_end_text
         rows = decode(
             self.network, embeds, mask, self.reply_tokens, self._end_tokens, context,
-            noise, temperature, limit if self.thinking_tokens else None,
+            noise, temperature, limit if ends_early else None,
         )  # fmt: skip
         self.usage.count_forward(int(mask.sum()) + sum(map(len, rows)))
         return [self._reply(tokens, marks) for tokens, marks in zip(rows, opened, strict=True)]
 
     def _limit(self, tokens: Sequence[int], opened: Marks | None) -> int:
         """The most tokens of a reply that begins with these: its thought's and its answer's."""
+        closed = self.chat.closed_at(tokens)
+        if not self.thinking_tokens:
+            return self.max_new_tokens if closed is None else closed
         said = self.chat.answered(tokens, opened)
-        if said.answer is None or said.begin > self.thinking_tokens:
-            return self.thinking_tokens
-        return said.begin + self.max_new_tokens
+        thinks = said.answer is None or said.begin > self.thinking_tokens
+        longest = self.thinking_tokens if thinks else said.begin + self.max_new_tokens
+        return longest if closed is None else min(closed, longest)
 
     def _reply(self, tokens: Sequence[int], opened: Marks | None) -> Reply:
-        ended = bool(tokens) and tokens[-1] in self._end_tokens
-        ids = tuple(tokens[:-1] if ended else tokens)
+        token = bool(tokens) and tokens[-1] in self._end_tokens
+        ids = tuple(tokens[:-1] if token else tokens)
+        ended = token or self.chat.closed_at(tokens) is not None
         said = self.chat.answered(ids, opened)
         if said.thought is None:
             return Reply(said.answer or "", not ended, len(tokens))

@@ -1,9 +1,11 @@
 """Templates as models ship them: ends of turns, dropped system prompts, parts, several by name."""
 
 import json
+from functools import cache
 
 import pytest
 from speakers import CHATML, chat_of, saved, speaking
+from transformers import AutoTokenizer
 
 from robench.errors import InputError
 from robench.model.chat import Chat
@@ -45,6 +47,18 @@ def test_a_reply_ends_where_the_template_closes_a_turn():
     assert (reply.text, reply.truncated) == ("No way", False)
 
 
+def test_a_reply_ends_where_several_tokens_close_a_turn():
+    """A tokenizer that does not know the template's tags."""
+    words = CHATML.replace("<|im_end|>", "<|IM@|>")
+    chat = chat_of(words)
+    assert (chat.turn_end, chat.turn_end_text) == (None, "<|IM@|>")
+    said = chat.tokenizer("No way.<|IM@|>Sure", add_special_tokens=False)["input_ids"]
+    answer = chat.answered(said)
+    assert answer.answer == "No way."
+    assert chat.decode([said[: chat.closed_at(said)]]) == ["No way.<|IM@|>"]
+    assert chat.closed_at(said[:4]) is None
+
+
 ENDS = {
     "alpaca": "</s>", "llama-2-chat": "</s>", "mistral-instruct": "</s>", "saiga": "</s>",
     "vicuna": "</s>", "zephyr": "</s>", "chatml": "<|im_end|>", "phi-3": "<|end|>",
@@ -53,19 +67,25 @@ ENDS = {
 }  # fmt: skip
 
 
+@cache
+def tokenizer_of(real_data, knows_ends: bool):
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "llama2")
+    tokenizer.add_tokens([end for end in {*ENDS.values()} if end and knows_ends])
+    return tokenizer
+
+
 @pytest.mark.parametrize("template", ENDS)
 def test_the_end_of_a_turn_in_published_templates(real_data, template):
-    tokenizer = find_tokenizer(real_data)
-    tokenizer.add_tokens([end for end in {*ENDS.values()} if end])
-    tokenizer.chat_template = (real_data / "chat_templates" / f"{template}.jinja").read_text()
-    end = Chat(tokenizer).turn_end
-    assert (end and tokenizer.decode([end])) == ENDS[template]
-
-
-def find_tokenizer(real_data):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(real_data / "tokenizers" / "llama2")
+    """A token where the tokenizer knows it, else a text."""
+    text = (real_data / "chat_templates" / f"{template}.jinja").read_text()
+    ends = []
+    for knows_ends in (True, False):
+        tokenizer = tokenizer_of(real_data, knows_ends)
+        tokenizer.chat_template = text
+        chat = Chat(tokenizer)
+        ends.append(chat.turn_end_text or (chat.turn_end and tokenizer.decode([chat.turn_end])))
+        assert not (knows_ends and chat.turn_end_text)
+    assert ends == [ENDS[template]] * 2
 
 
 def test_a_system_prompt_that_the_template_drops_is_refused():
@@ -124,3 +144,12 @@ def test_the_template_of_a_processor_is_read_where_the_tokenizer_has_none(tmp_pa
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": LLAVA}))
     assert rendered(str(tmp_path)).startswith("USER: Hello")
+
+
+def test_a_reply_that_runs_on_behind_several_closing_tokens_is_cut():
+    chat = chat_of(CHATML.replace("<|im_end|>", "<FIN>"))
+    model = speaking(chat, "Sure.<FIN>ABC", max_new_tokens=40)
+    (reply,) = model.replies(HELLO)
+    tokens = len(chat.tokenizer("Sure.<FIN>", add_special_tokens=False)["input_ids"])
+    assert reply == ("Sure.", False, tokens, None, True, (), 0)
+    assert speaking(chat, "Sure.<FI", max_new_tokens=5).replies(HELLO)[0].truncated
