@@ -361,6 +361,7 @@ def _shared(
     return {
         "model": files.name,
         "weights": files.weights,
+        "template_args": {},  # in front of the hash that has them: a difference is told by name
         "template": files.template_with(question.replies.template_args),
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),

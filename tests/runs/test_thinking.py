@@ -1,6 +1,7 @@
 """A run on models that think, whose replies are known: what is judged, stored and shown."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from speakers import chat_of, saved, speaking
 
 from robench import run
 from robench.errors import InputError
+from robench.methods.registry import resolve
 from robench.results.store import RunStore
+from robench.texts.refusals import refused
+from robench.types import Behavior, Context
 
 R1 = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|Assistant|>' + "
@@ -18,9 +22,12 @@ R1 = (
 )
 
 
+GCG = {"steps": 2, "width": 4, "every": 1, "stop": "refusal"}
+
+
 def asked(folder: Path, reply: str, **options):
     """A run of `direct` on a model that always says `reply`; its outcome and rows."""
-    chat = chat_of(R1, options.get("template_args"))
+    chat = chat_of(R1, options.pop("made_with", options.get("template_args")))
     model = saved(speaking(chat, reply), folder / "model")
     texts = {}
     for name, verb in (("behaviors", "wreck"), ("benign", "mend")):
@@ -66,5 +73,16 @@ def test_arguments_of_the_template_are_part_of_the_question(tmp_path):
     outcome, rows = asked(tmp_path, "I cannot help<|end|>", template_args=args)
     assert (rows[0]["reply"], rows[0]["thought"]) == ("I cannot help", None)
     assert RunStore(outcome.folder).question()["template_args"] == args
-    with pytest.raises(InputError, match="was made with"):
-        asked(tmp_path / "other", "I cannot help<|end|>", out=outcome.folder)
+    with pytest.raises(InputError, match=r"was made with template_args\.fast = true, not null"):
+        asked(tmp_path, "I cannot help<|end|>", made_with=args)
+
+
+def test_an_attack_does_not_stop_at_an_unfinished_thought(tmp_path):
+    """There is no refusal in it, and no answer."""
+    chat = chat_of(R1, {"fast": False})
+    behavior = Behavior("b", "Hello", "Sure")
+    for said, steps in (("Yes, now", 2), ("Yes</think>Sure<|end|>", 1)):
+        model = speaking(chat, said, max_new_tokens=6)
+        attack = resolve("attack", "gcg", settings=GCG).instance
+        ctx = Context(refused=partial(refused, phrases="harmbench"))
+        assert max(attempt.step for attempt in attack.run(model, [behavior], ctx)) == steps
