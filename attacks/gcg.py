@@ -150,7 +150,11 @@ class GCG:
         rows = [i for i in running if self.below is None or search.loss[i] < self.below]
         if self.stop == "never" or not rows:
             return set()
-        replies = model.generate([search.slots.prompt(i, search.current[i]) for i in rows])
+        given = model.replies([search.slots.prompt(i, search.current[i]) for i in rows])
+        rows = [i for i, reply in zip(rows, given, strict=True) if reply.finished]
+        replies = [reply.text for reply in given if reply.finished]
+        if not rows:
+            return set()
         pairs = zip(rows, replies, strict=True)
         if self.stop == "match":
             return {i for i, text in pairs if text.strip().startswith(behaviors[i].target.strip())}

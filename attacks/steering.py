@@ -112,7 +112,9 @@ def best(
     if ctx.judge is None or not ctx.tune:
         raise Failure(f"comparing {len(settings)} settings needs a judge and tune behaviors")
     prompts = [Prompt(user(b.request), edits=tuple(e)) for e in settings for b in ctx.tune]
-    scores = ctx.judge.score([*ctx.tune] * len(settings), model.generate(prompts))
+    replies = model.replies(prompts)
+    given = ctx.judge.score([*ctx.tune] * len(settings), [reply.text for reply in replies])
+    scores = [s if r.finished else math.nan for s, r in zip(given, replies, strict=True)]
     harmful = threshold_of(ctx.judge)
     n = len(ctx.tune)
     merits = []  # of each setting: behaviors broken, sum of the scores

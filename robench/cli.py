@@ -26,7 +26,10 @@ WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 13
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 # Options with several values after one word
-MANY = ("--attacks", "--defenses", "--judges", "--seeds", "--set", "--tasks", "--train")
+MANY = (
+    "--attacks", "--defenses", "--judges", "--seeds", "--set", "--tasks", "--template-arg",
+    "--train",
+)  # fmt: skip
 KINDS: dict[str, registry.Kind] = {"attacks": "attack", "defenses": "defense", "judges": "judge"}
 
 # What commands on a finished run ask of its model: where it works, and what the run was told
@@ -35,7 +38,7 @@ OF_A_FINISHED_RUN = (
 )  # fmt: skip
 OF_A_TRAINING = (
     *OF_A_FINISHED_RUN, "model", "revision", "dtype", "train", "behaviors", "settings", "tier",
-    "system",
+    "system", "template_args",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -127,11 +127,20 @@ def _require(
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, str) and hint is not str:
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"{where}: cannot read {value!r}") from None
+        value = read_value(value, where)
     return fitted(value, hint, where)
+
+
+def read_value(text: str, where: str) -> Any:
+    """The value that a word of the command line writes, as YAML has it: true, 3, some text.
+
+    Raises:
+        InputError: it cannot be read; `where` names it.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{where}: cannot read {text!r}") from None
 
 
 def fitted(value: Any, hint: Any, where: str) -> Any:

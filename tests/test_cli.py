@@ -127,7 +127,8 @@ WORDS = (
     "--reference-harmless p.csv --train t.csv u.csv --n 3 --n-benign 5 --seeds 0 1 "
     "--tier paper --judges j k --tune-judge j --judge-device cpu --chat-template t.jinja "
     "--max-new-tokens 9 --samples 4 --temperature 0.7 --device cuda:1 --device-map auto "
-    "--dtype bfloat16 --threads 2 --system kind"
+    "--dtype bfloat16 --threads 2 --system kind --max-thinking-tokens 90 "
+    "--template-arg enable_thinking=false style=plain"
 )
 
 
@@ -145,7 +146,7 @@ def test_options_are_fields_of_the_question(call, asked):
         judge_device="cpu",
         model=ModelSpec("m", "v1", "t.jinja", True, "cuda:1", "auto", "bfloat16", 2),
         texts=Texts("b.csv:all", "t.json", "h.csv", "r.csv", "p.csv", ("t.csv", "u.csv"), 3, 5),
-        replies=Replies("kind", 9, 4, 0.7),
+        replies=Replies("kind", 9, 4, 0.7, 90, {"enable_thinking": False, "style": "plain"}),
     )
     assert asked.options == {
         "out": Path("o"), "keep_going": True, "replace": True, "tflops": 300.0,

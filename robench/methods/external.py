@@ -104,6 +104,7 @@ class Model:
             other = ctx.model(self.path)
         yield replace(
             other,
-            chat=Chat(other.chat.tokenizer, model.chat.system),
+            chat=Chat(other.chat.tokenizer, model.chat.system, model.chat.template_args),
             max_new_tokens=model.max_new_tokens,
+            max_thinking_tokens=model.max_thinking_tokens,
         )

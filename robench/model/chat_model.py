@@ -23,7 +23,6 @@ from robench.config import digest
 from robench.errors import Failure, InputError
 from robench.model.batching import Chunks, pad_left, pad_right
 from robench.model.chat import Chat, common_prefix, fill_gap
-from robench.model.fitness import refuse_recurrent
 from robench.model.folding import adapter_disabled, changes_weights_in_passes
 from robench.model.hooks import (
     EditRows,
@@ -37,8 +36,10 @@ from robench.model.hooks import (
     prompt_roles,
     replaced_output,
 )
+from robench.model.limits import context_of, refuse_unsupported
 from robench.model.reader import Usage
-from robench.types import Edit, Message, Prompt, user
+from robench.model.thoughts import THINKING, Marks
+from robench.types import Edit, Message, Prompt
 
 if TYPE_CHECKING:
     from robench.model.slots import Slots
@@ -47,11 +48,29 @@ _SOFT = -1  # among a prompt's ids: the place of a vector
 
 
 class Reply(NamedTuple):
-    """The model's reply; `truncated` if it had not ended after max_new_tokens."""
+    """The model's reply.
+
+    text:      what follows its thought, if it has one; "" of a thought that never closed
+    truncated: whether it had not ended at its limit of tokens
+    tokens:    how many were generated, thought and end token included
+    thought:   None where the reply has none
+    finished:  whether the thought was closed; without an answer there is nothing to judge
+    ids:       of a reply with a thought the tokens, without the end token
+    begin:     the one of them from which on the answer stands
+    """
 
     text: str
     truncated: bool
     tokens: int
+    thought: str | None = None
+    finished: bool = True
+    ids: tuple[int, ...] = ()
+    begin: int = 0
+
+    @property
+    def answer(self) -> str | None:
+        """The text to judge, None where there is none."""
+        return self.text if self.finished else None
 
 
 def count_parameters(network: Any) -> int:
@@ -77,7 +96,7 @@ class ChatModel:
 
     network:        the transformers causal language model, in eval mode, frozen
     chat:           its tokenizer and template
-    max_new_tokens: of a reply
+    max_new_tokens: of a reply; of a model that thinks, of what follows its thought
     usage:          counts the tokens that it reads
     chunks:         the sizes of its batches
     adapter:        that of a defense which is applied: a peft model or a `FoldedAdapter`
@@ -86,6 +105,7 @@ class ChatModel:
     identity:       a hash of weights, template, system prompt and precision; "" of a model that was
                     made in code
     bare:           the model before `with_system`; None if nothing was added
+    max_thinking_tokens: of the thought of a model that thinks; None: THINKING * max_new_tokens
     """
 
     network: Any
@@ -98,27 +118,39 @@ class ChatModel:
     edits: tuple[Edit, ...] = ()
     identity: str = ""
     bare: ChatModel | None = None
+    max_thinking_tokens: int | None = None
 
     @classmethod
-    def of(cls, network: Any, chat: Chat, max_new_tokens: int = 256) -> ChatModel:
+    def of(
+        cls,
+        network: Any,
+        chat: Chat,
+        max_new_tokens: int = 256,
+        max_thinking_tokens: int | None = None,
+    ) -> ChatModel:
         """Freeze a transformers causal language model and wrap it.
 
         Of its generation config only the end tokens are kept: transformers would apply the rest,
         and Qwen2.5's repetition penalty, for one, would change greedy replies.
 
         Raises:
-            InputError: some block has a recurrent state (Mamba, linear attention, convolutions).
+            InputError: the engine cannot read it as it should be read (see `limits.unsupported`).
         """
         from transformers import GenerationConfig
 
-        refuse_recurrent(network)
+        refuse_unsupported(network)
         network.eval().requires_grad_(False)
         ends = network.generation_config.eos_token_id
         network.generation_config = GenerationConfig(eos_token_id=ends)
         embedding = network.get_input_embeddings().weight
         usage = Usage(count_parameters(network))
         return cls(
-            network, chat, max_new_tokens, usage, Chunks(embedding.device, len(embedding[0]))
+            network,
+            chat,
+            max_new_tokens,
+            usage,
+            Chunks(embedding.device, len(embedding[0])),
+            max_thinking_tokens=max_thinking_tokens,
         )
 
     @property
@@ -128,6 +160,33 @@ class ChatModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.network.get_input_embeddings().weight.dtype
+
+    @property
+    def thinking_tokens(self) -> int:
+        """Tokens that a reply may have besides its answer; 0 of a model that does not think."""
+        if not self.chat.may_think:
+            return 0
+        given = self.max_thinking_tokens
+        return THINKING * self.max_new_tokens if given is None else given
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens of a reply, at most, its thought included."""
+        return self.max_new_tokens + self.thinking_tokens
+
+    def check_length(self, tokens: int) -> None:
+        """That a row of so many tokens, its reply included, is not too long for the model.
+
+        Raises:
+            Failure: it is.
+        """
+        context = context_of(self.network.config)
+        if context is not None and tokens > context.tokens:
+            why = f": {context.reason}" if context.reason else ""
+            raise Failure(
+                f"{tokens} tokens of a prompt and its reply are more than the {context.tokens} "
+                f"that the model reads{why}; give a smaller --max-new-tokens, or shorter requests"
+            )
 
     @property
     def workers(self) -> int:
@@ -227,9 +286,7 @@ class ChatModel:
             InputError: the chat template has no system role.
         """
         system = f"{self.chat.system}\n\n{text}" if self.chat.system else text
-        chat = Chat(self.chat.tokenizer, system)
-        if text.strip() not in chat.render(user("")):
-            raise InputError("the chat template leaves the system prompt out: it has no such role")
+        chat = Chat(self.chat.tokenizer, system, self.chat.template_args)
         identity = digest([self.identity, system]) if self.identity else ""
         return replace(self, chat=chat, identity=identity, bare=self.bare or self)
 
@@ -240,7 +297,7 @@ class ChatModel:
         return Slots.of(self, messages, targets)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Greedy replies."""
+        """Greedy replies: what follows the thought, of a model that thinks."""
         return [reply.text for reply in self.replies(prompts)]
 
     @torch.no_grad()
@@ -251,7 +308,7 @@ class ChatModel:
 
         Args:
             prompts: are answered in left-padded batches, in order of length.
-            noise: (n, max_new_tokens) uniform in [0, 1): each prompt's reply is sampled with its
+            noise: (n, reply_tokens) uniform in [0, 1): each prompt's reply is sampled with its
                 own numbers, so it does not depend on the rest of the batch (`sample_tokens`).
             temperature: of sampled replies.
         """
@@ -259,15 +316,16 @@ class ChatModel:
         order = sorted(range(len(prompts)), key=lambda i: -len(inputs[i]))
         replies: dict[int, Reply] = {}
         longest = len(inputs[order[0]]) if order else 0
+        self.check_length(longest + self.reply_tokens)
         # A decoding step reads one token per row, so there may be many rows: their keys and values
         # are the limit.
-        per_row = max(1, (longest + self.max_new_tokens) // 8)
+        per_row = max(1, (longest + self.reply_tokens) // 8)
 
         def work(part: slice) -> list[Reply]:
             rows = order[part]
             return self._generate(
                 [inputs[i] for i in rows],
-                [prompts[i].edits for i in rows],
+                [prompts[i] for i in rows],
                 None if noise is None else noise[rows],
                 temperature,
             )
@@ -285,12 +343,36 @@ class ChatModel:
         Raises:
             Failure: a target has no tokens.
         """
+        return self._nll(prompts, *self._scoring_ids(prompts, targets))
+
+    @torch.no_grad()
+    def nll_of_answers(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Tensor:
+        """Likewise, of the answer in each reply with a thought, after prompt and thought.
+
+        The reply's own tokens are read, as a template may drop a thought from a conversation.
+
+        Args:
+            prompts: of text.
+            replies: with a thought, and an answer after it.
+        """
+        before = [
+            [*self._prompt_ids(prompt), *reply.ids[: reply.begin]]
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+        return self._nll(prompts, before, [[*reply.ids[reply.begin :]] for reply in replies])
+
+    def _nll(
+        self,
+        prompts: Sequence[Prompt],
+        prompt_ids: Sequence[list[int]],
+        labels: Sequence[list[int]],
+    ) -> Tensor:
+        """Losses (n,) of the labels of each prompt after its ids, with the prompts' edits."""
         from robench.model.prefix import Prefix
         from robench.model.scoring import target_loss
 
         if not prompts:
             return torch.empty(0)
-        prompt_ids, labels = self._scoring_ids(prompts, targets)
         head = [*takewhile(lambda token: token != _SOFT, common_prefix(prompt_ids))]
         head = head[: min(map(len, prompt_ids)) - 1]
         if any(prompt.edits for prompt in prompts):  # they act on the beginning, too
@@ -300,6 +382,7 @@ class ChatModel:
             ids[len(head) :] + target[:-1] for ids, target in zip(prompt_ids, labels, strict=True)
         ]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        self.check_length(len(head) + len(rows[order[0]]) + 1)
         losses = torch.empty(len(rows))
 
         def work(part: slice) -> Tensor:
@@ -320,6 +403,7 @@ class ChatModel:
     def hidden(self, prompts: Sequence[Prompt]) -> Tensor:
         """States (n, L+1, d) at the last prompt token, fp32 on the CPU, layers 0..L."""
         inputs = [self._prompt_embeddings(prompt) for prompt in prompts]
+        self.check_length(max(map(len, inputs)))
         layers = range(self.depth + 1)
 
         def work(part: slice) -> Tensor:
@@ -368,6 +452,7 @@ class ChatModel:
         """
         if self.edits:
             raise ValueError("forward is for training, on a model without edits")
+        self.check_length(ids.shape[1])
         mask = mask.to(self.device)
         positions = mask.bool() if tokens is None else tokens.to(self.device)
         self.usage.count_forward(ids.numel())
@@ -481,7 +566,7 @@ class ChatModel:
     def _generate(
         self,
         inputs: Sequence[Tensor],
-        edits: Sequence[tuple[Edit, ...]],
+        prompts: Sequence[Prompt],
         noise: Tensor | None,
         temperature: float,
     ) -> list[Reply]:
@@ -490,28 +575,50 @@ class ChatModel:
         embeds, mask = pad_left(inputs)
 
         def context(rows: Sequence[int], roles: Tensor) -> AbstractContextManager[None]:
-            return self._edits_applied([edits[i] for i in rows], roles)
+            return self._edits_applied([prompts[i].edits for i in rows], roles)
 
+        opened = [self.chat.opened_in(prompt.messages) for prompt in prompts]
+
+        def limit(row: int, tokens: Sequence[int]) -> int:
+            return self._limit(tokens, opened[row])
+
+        ends_early = self.thinking_tokens or self.chat.turn_end_text
         rows = decode(
-            self.network, embeds, mask, self.max_new_tokens, self._end_tokens, context,
-            noise, temperature,
+            self.network, embeds, mask, self.reply_tokens, self._end_tokens, context,
+            noise, temperature, limit if ends_early else None,
         )  # fmt: skip
         self.usage.count_forward(int(mask.sum()) + sum(map(len, rows)))
-        replies = []
-        for tokens in rows:
-            ended = tokens[-1] in self._end_tokens
-            text = self.chat.tokenizer.decode(
-                tokens[:-1] if ended else tokens, skip_special_tokens=True
-            )
-            replies.append(Reply(text, not ended, len(tokens)))
-        return replies
+        return [self._reply(tokens, marks) for tokens, marks in zip(rows, opened, strict=True)]
+
+    def _limit(self, tokens: Sequence[int], opened: Marks | None) -> int:
+        """The most tokens of a reply that begins with these: its thought's and its answer's."""
+        closed = self.chat.closed_at(tokens)
+        if not self.thinking_tokens:
+            return self.max_new_tokens if closed is None else closed
+        said = self.chat.answered(tokens, opened)
+        thinks = said.answer is None or said.begin > self.thinking_tokens
+        longest = self.thinking_tokens if thinks else said.begin + self.max_new_tokens
+        return longest if closed is None else min(closed, longest)
+
+    def _reply(self, tokens: Sequence[int], opened: Marks | None) -> Reply:
+        token = bool(tokens) and tokens[-1] in self._end_tokens
+        ids = tuple(tokens[:-1] if token else tokens)
+        ended = token or self.chat.closed_at(tokens) is not None
+        said = self.chat.answered(ids, opened)
+        if said.thought is None:
+            return Reply(said.answer or "", not ended, len(tokens))
+        finished = said.answer is not None
+        return Reply(
+            said.answer or "", not ended, len(tokens), said.thought, finished, ids, said.begin
+        )
 
     @cached_property
     def _end_tokens(self) -> list[int]:
-        """Every token that ends a reply."""
+        """Every token that ends a reply: the configured ones, and the template's end of a turn."""
         configured = self.network.generation_config.eos_token_id
         tokens = configured if isinstance(configured, list) else [configured]
-        tokens = [t for t in {*tokens, self.chat.tokenizer.eos_token_id} if t is not None]
+        ours = (self.chat.tokenizer.eos_token_id, self.chat.turn_end)
+        tokens = [token for token in {*tokens, *ours} if token is not None]
         if not tokens:
             raise InputError("the model has no end-of-sequence token")
         return sorted(tokens)

@@ -19,9 +19,12 @@ from robench.types import REPLY
 
 # A context for the passes of some rows of the batch, whose first pass has roles (rows, time)
 RowContext = Callable[[Sequence[int], Tensor], AbstractContextManager[Any]]
+# The most tokens that a row's reply may have, by the row and its tokens so far
+Limit = Callable[[int, Sequence[int]], int]
 
 GROWTH = 16  # tokens by which the memory of keys and values grows
 CHECK_EVERY = {"cpu": 1}  # tokens between checks for ended rows; other devices 8: a check waits
+LIMIT_EVERY = 32  # tokens between questions for limits, which decode them to text
 DROP_SHARE = 1 / 8  # the share of ended rows at which they are dropped
 
 
@@ -34,6 +37,7 @@ def decode(
     context: RowContext,
     noise: Tensor | None = None,
     temperature: float = 1.0,
+    limit: Limit | None = None,
 ) -> list[list[int]]:
     """The tokens of each row's reply, its end token included; greedy without noise.
 
@@ -46,11 +50,12 @@ def decode(
         context: entered around the passes, again after rows were dropped.
         noise: (rows, max_new_tokens) uniform in [0, 1): replies are sampled, see `sample_tokens`.
         temperature: of sampled replies.
+        limit: of a row that may be shorter than `max_new_tokens` by what it says.
 
     Raises:
         Failure: the logits of a token are NaN or infinite; that is not a reply.
     """
-    batch = _Batch(network, embeds, mask, max_new_tokens, end_tokens)
+    batch = _Batch(network, embeds, mask, max_new_tokens, end_tokens, limit)
     if noise is not None:
         batch.sample_with(noise.to(embeds.device), temperature)
     replies: dict[int, list[int]] = {}
@@ -60,7 +65,10 @@ def decode(
         batch.check_logits()
         replies |= batch.replies()
         batch.drop_ended()
-    return [_up_to_end(replies[row], end_tokens) for row in range(len(embeds))]
+    rows = [_up_to_end(replies[row], end_tokens) for row in range(len(embeds))]
+    if limit is None:
+        return rows
+    return [tokens[: limit(row, tokens)] for row, tokens in enumerate(rows)]
 
 
 class _Batch:
@@ -77,9 +85,10 @@ class _Batch:
         mask: Tensor,
         max_new_tokens: int,
         end_tokens: Sequence[int],
+        limit: Limit | None,
     ) -> None:
         device, (rows, self.prompt_time) = embeds.device, mask.shape
-        self.network, self.max_new_tokens = network, max_new_tokens
+        self.network, self.max_new_tokens, self.limit = network, max_new_tokens, limit
         self.end_tokens = torch.tensor(end_tokens, device=device)
         self.check_every = CHECK_EVERY.get(device.type, 8)
         self.cache = _cache(network.config, self.prompt_time + max_new_tokens)
@@ -102,6 +111,8 @@ class _Batch:
         """Decode a token of all rows, and another, until enough rows have ended or all tokens."""
         while self.step < self.max_new_tokens:
             self._decode_token()
+            if self.limit is not None and self.step % LIMIT_EVERY == 0:
+                self._end_at(self.limit)
             check = self.step % self.check_every == 0
             if check and int(self.ended.sum()) >= DROP_SHARE * len(self.rows):
                 return
@@ -125,6 +136,11 @@ class _Batch:
         self.tokens[:, self.step] = tokens
         self.ended |= (tokens[:, None] == self.end_tokens).any(1)
         self.inputs, self.cached, self.step = {"input_ids": tokens[:, None]}, time, self.step + 1
+
+    def _end_at(self, limit: Limit) -> None:
+        """End the rows that have reached their limits."""
+        ends = [self.step >= limit(row, tokens) for row, tokens in self.replies().items()]
+        self.ended |= torch.tensor(ends, device=self.ended.device)
 
     def check_logits(self) -> None:
         if self.invalid:

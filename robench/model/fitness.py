@@ -122,34 +122,6 @@ def check_ties(network: Any) -> None:
         )
 
 
-def refuse_recurrent(network: Any) -> None:
-    """Refuse a network whose prefixes cannot be kept as keys and values.
-
-    Raises:
-        InputError: some block has a recurrent state (Mamba, linear attention, convolutions).
-    """
-    kinds = getattr(network.config.get_text_config(decoder=True), "layer_types", None) or ()
-    recurrent = [k for k in kinds if "linear" in k or not re.search("attention|sliding|full", k)]
-    if network._is_stateful or recurrent:
-        raise InputError(
-            f"{type(network).__name__} has blocks with a recurrent state; only models with "
-            "attention in every block are supported"
-        )
-
-
-def refuse_idle_blocks(network: Any) -> None:
-    """Refuse a network with blocks that run only where there is an image.
-
-    Raises:
-        InputError: it has some.
-    """
-    if getattr(network.config.get_text_config(decoder=True), "cross_attention_layers", None):
-        raise InputError(
-            f"{type(network).__name__} has blocks that run only where there is an image; only "
-            "models whose every block reads text are supported"
-        )
-
-
 def check_forward(network: Any) -> None:
     """Check that the network takes what is passed to it; a model's own code may not.
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,10 +31,9 @@ from robench.model.fitness import (
     check_weights,
     quantization_of,
     refuse_adapters,
-    refuse_idle_blocks,
-    refuse_recurrent,
     refuse_unknown_quantization,
 )
+from robench.model.limits import refuse_unsupported
 from robench.model.text_half import auto_class, text_half
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ _SETTINGS = (
     "generation_config.json",
 )
 _CONFIG = "tokenizer_config.json"
+_PROCESSOR = "chat_template.json"  # of models that also read images (LLaVA, SmolVLM)
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _NOT_DOWNLOADED = ["*/*", "consolidated*"]  # other formats of the same weights
 
@@ -80,6 +80,10 @@ class ModelFiles:
     chat_template: str | None = None
     trusted: bool = False
 
+    def template_with(self, arguments: Mapping[str, Any] | None) -> str:
+        """The hash of the chat template and of what it is given in every rendering."""
+        return digest([self.template, dict(arguments)]) if arguments else self.template
+
 
 def find_model(
     name: str,
@@ -93,7 +97,8 @@ def find_model(
     Args:
         name: `organism`, a path, `owner/name` or `owner/name@revision`.
         revision: a branch, tag or commit of a hub id.
-        chat_template: a file that replaces the tokenizer's template.
+        chat_template: a file that replaces the tokenizer's template, or the name of one of the
+            tokenizer's own, where it has several.
         trust_remote_code: whether Python files of the model are downloaded and may run.
 
     Raises:
@@ -110,7 +115,7 @@ def find_model(
     weights = _weights(name, folder)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise InputError(f"{name}: no tokenizer in {folder} (one of {', '.join(_TOKENIZERS)})")
-    replacement = _text_of(Path(chat_template)) if chat_template is not None else None
+    replacement = _replacement(folder, chat_template)
     template = _template(folder) if replacement is None else replacement
     if not template:
         raise InputError(
@@ -132,7 +137,9 @@ def load_model(
     files: ModelFiles,
     *,
     system: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
     max_new_tokens: int = 256,
+    max_thinking_tokens: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     device_map: str | None = None,
@@ -145,12 +152,15 @@ def load_model(
     """
     from robench.model.chat_model import ChatModel
 
-    chat, _ = load_without_weights(files, system)  # what does not fit is told in a second
+    chat, _ = load_without_weights(
+        files, system, template_args
+    )  # what does not fit is told in a second
     with _user_errors(files):
         network = _network(files, device, dtype, device_map)
     network.name_or_path = files.name  # appears in an adapter's record and card
-    identity = digest([files.weights, files.template, system, dtype])
-    return replace(ChatModel.of(network, chat, max_new_tokens), identity=identity)
+    identity = digest([files.weights, files.template_with(template_args), system, dtype])
+    model = ChatModel.of(network, chat, max_new_tokens, max_thinking_tokens)
+    return replace(model, identity=identity)
 
 
 def _network(files: ModelFiles, device: str, dtype: str, device_map: str | None) -> Any:
@@ -184,7 +194,11 @@ def _network(files: ModelFiles, device: str, dtype: str, device_map: str | None)
     return network
 
 
-def load_without_weights(files: ModelFiles, system: str | None = None) -> tuple[Chat, Any]:
+def load_without_weights(
+    files: ModelFiles,
+    system: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+) -> tuple[Chat, Any]:
     """The chat and the network on the meta device, which is enough to estimate costs.
 
     Raises:
@@ -193,15 +207,14 @@ def load_without_weights(files: ModelFiles, system: str | None = None) -> tuple[
     import torch
     from transformers import AutoConfig
 
-    chat = _chat(files, system)
+    chat = _chat(files, system, template_args)
     with _user_errors(files):
         config = AutoConfig.from_pretrained(files.folder, trust_remote_code=files.trusted)
         refuse_unknown_quantization(config)
         with torch.device("meta"):
             network = auto_class(config).from_config(config, trust_remote_code=files.trusted)
         network = text_half(network)
-        refuse_recurrent(network)
-        refuse_idle_blocks(network)
+        refuse_unsupported(network)
         check_forward(network)
         check_tokens(chat.tokenizer, network)
     return chat, network
@@ -222,7 +235,7 @@ def _without_report() -> Iterator[None]:
         log.removeFilter(is_other)
 
 
-def _chat(files: ModelFiles, system: str | None) -> Chat:
+def _chat(files: ModelFiles, system: str | None, template_args: Mapping[str, Any] | None) -> Chat:
     from transformers import AutoTokenizer
 
     from robench.model.chat import Chat
@@ -231,7 +244,7 @@ def _chat(files: ModelFiles, system: str | None) -> Chat:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=files.trusted)
     if files.chat_template is not None:
         tokenizer.chat_template = files.chat_template
-    return Chat(tokenizer, system)
+    return Chat(tokenizer, system, template_args)
 
 
 @contextmanager
@@ -388,8 +401,20 @@ def _weights(name: str, folder: Path) -> list[Path]:
 
 
 def _template(folder: Path) -> Any:
+    """The tokenizer's template: a text, or several with their names."""
     jinja = folder / "chat_template.jinja"
     return _text_of(jinja) if jinja.is_file() else _json(folder / _CONFIG).get("chat_template")
+
+
+def _replacement(folder: Path, asked: str | Path | None) -> str | None:
+    """What takes the place of the tokenizer's template: a file or one of several by its name; of a
+    tokenizer without any, that of the processor beside it."""
+    own = _template(folder)
+    if asked is None:
+        other = None if own else _json(folder / _PROCESSOR).get("chat_template")
+        return other if isinstance(other, str) else None
+    named = {one["name"]: one["template"] for one in own} if isinstance(own, list) else {}
+    return str(named[asked]) if asked in named else _text_of(Path(asked))
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Slots:
                 of them gives a lower bound.
         """
         n, w, k = ids.shape
+        self._check_length(k)
         ids = ids.cpu()
         if parent is None:
             start, prefix, gap_tokens = torch.zeros(n, w, dtype=torch.long), self._prefix, 0
@@ -92,7 +93,11 @@ class Slots:
         memory is bounded whatever n is. The first `lengths` (n,) of the k vectors of each row are
         its gap; the others are ignored and get gradient zero.
         """
+        self._check_length(soft.shape[1])
         return _RowLoss.apply(soft, self, lengths)  # type: ignore[no-untyped-call]
+
+    def _check_length(self, k: int) -> None:
+        self.model.check_length(max(self._prefix.lengths) + longest(self.rows, k) + 1)
 
     def survives(self, ids: Tensor) -> Tensor:
         """Whether candidates ids (n, w, k) survive tokenisation (n, w).

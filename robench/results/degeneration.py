@@ -40,12 +40,14 @@ HIGHEST = 0.95  # of a limit on a share: beyond 1 nothing would ever be degenera
 Measures = Mapping[str, float | None]
 
 
-def measure(reply: str, nll: float | None = None) -> dict[str, float | None]:
-    """The measures of a reply; None where one does not apply.
+def measure(reply: str | None, nll: float | None = None) -> dict[str, float | None]:
+    """The measures of a reply; None where one does not apply, or there is no reply.
 
     Args:
         nll: mean negative log-likelihood per token, in nats, where it is known.
     """
+    if reply is None:
+        return dict.fromkeys(LIMITS)
     words = re.findall(r"\w+", reply.lower())
     visible = [char for char in reply if not char.isspace()]
     text = sum(unicodedata.category(char)[0] in "LMN" for char in visible)

@@ -19,6 +19,7 @@ from robench.results.verdicts import (
     Verdicts,
     attacked,
     distinct,
+    is_unfinished_thought,
     outcome,
     verdict,
     where,
@@ -157,6 +158,15 @@ def collapsed(answers: Iterable[Answer]) -> float:
                 collapses.setdefault(row["behavior"], []).append(collapse)
         shares += [fmean(collapses[b]) for b in answer.header["planned"] if b in collapses]
     return fmean(shares) if shares else math.nan
+
+
+def unended(answers: Iterable[Answer]) -> list[str]:
+    """How many final replies are thoughts without an answer, and how many others never ended."""
+    finals = [row for answer in answers for row in answer.rows if row["final"]]
+    thoughts = sum(is_unfinished_thought(row) for row in finals)
+    cut = sum(bool(row.get("truncated")) and row["reply"] is not None for row in finals)
+    counts = ((thoughts, "unfinished thoughts"), (cut, "never ended"))
+    return [f"{count} {what}" for count, what in counts if count]
 
 
 def benign_rates(answers: Iterable[Answer]) -> dict[str, float]:

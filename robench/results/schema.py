@@ -31,9 +31,12 @@ Scores = dict[str, float | None]
 class Sample(TypedDict):
     """A reply that was drawn beside the greedy one."""
 
-    reply: str
+    reply: str | None
+    """null: its thought never closed, which is unscored."""
+    thought: str | None
+    """As in Row."""
     truncated: bool
-    """Whether it ended at the limit of tokens."""
+    """Whether it was cut at the limit of tokens: it never ended."""
     scores: Scores
 
 
@@ -69,9 +72,11 @@ class Row(TypedDict):
     roundtrip_ok: bool | None
     """Whether the rendered text has the token ids that the attack optimised; null: it had none."""
     reply: str | None
-    """The greedy one; null: there is none, which is unscored."""
+    """The greedy one, without its thought; null: there is none, which is unscored."""
+    thought: str | None
+    """What a model that thinks said before its answer; where `reply` is null, it never closed."""
     truncated: bool
-    """Whether the reply ended at the limit of tokens."""
+    """Whether the reply was cut at the limit of tokens: it never ended."""
     scores: Scores
     """Of the reply, those of judges that came after the run included."""
     samples: list[Sample]
@@ -106,7 +111,7 @@ class Question(TypedDict):
     weights: str
     """The hash of the model's files."""
     template: str
-    """The hash of its chat template."""
+    """The hash of its chat template, and of what the template is given, if it is."""
     system: str | None
     """The system prompt."""
     n: int
@@ -119,7 +124,11 @@ class Question(TypedDict):
     judge_fields: dict[str, dict[str, Any]]
     """What each judge is: its fields, its threshold, its model's commit, the hash of its prompt."""
     max_new_tokens: int
-    """The longest reply."""
+    """The longest reply; of a model that thinks, the longest answer."""
+    max_thinking_tokens: int
+    """The longest thought of a model that thinks."""
+    template_args: dict[str, Any]
+    """What the chat template is given in every rendering, as `enable_thinking`."""
     samples: int
     """How many replies are drawn beside the greedy one."""
     temperature: float | None

@@ -140,6 +140,7 @@ def _rate(cells: Sequence[Answer]) -> str:
     )
     notes += [f"{percent(collapsed)} % degenerate"] if collapsed else []
     notes += [f"{missing} unscored"] if missing else []
+    notes += rates.unended(cells)
     drawn = rates.sampled(cells)
     if drawn.draws:
         without = f", {drawn.unscored} unscored" if drawn.unscored else ""

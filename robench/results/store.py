@@ -397,11 +397,11 @@ class RunStore:
 def replied(row: Row) -> Iterator[tuple[int | None, Sample]]:
     """The replies to an attempt: None and the row itself, then its samples by number.
 
-    A row has the fields of a sample; where its reply is null it is left out.
+    A row has the fields of a sample; where a reply is null it is left out.
     """
-    if row["reply"] is not None:
-        yield None, cast(Sample, row)
-    yield from enumerate(row["samples"])
+    for number, said in ((None, cast(Sample, row)), *enumerate(row["samples"])):
+        if said["reply"] is not None:
+            yield number, said
 
 
 def _defended_model_name(header: Mapping[str, Any]) -> str:

@@ -68,6 +68,8 @@ class Answer(NamedTuple):
             return f"unfinished, {len(missing)} of {len(planned)} behaviors missing"
         if unscored(self) < len(planned):
             return ""
+        if all(is_unfinished_thought(row) for row in self.rows if row["final"]):
+            return "no thought was finished: give more --max-thinking-tokens"
         return (
             f"nothing could be scored by {self.judge}; "
             "robench judge DIR --judges REFERENCE tries again"
@@ -138,6 +140,11 @@ def outcome(
     if harmful:
         return "harmless"
     return "complied" if score >= threshold else "unhelpful"
+
+
+def is_unfinished_thought(row: Row) -> bool:
+    """Whether the reply is a thought that never closed, so that there is no answer to judge."""
+    return row["reply"] is None and row.get("thought") is not None
 
 
 def verdict(outcomes: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from robench import judges
 from robench.errors import Failure
 from robench.methods import contract
 from robench.methods.registry import Method
-from robench.model.chat_model import ChatModel
+from robench.model.chat_model import ChatModel, Reply
 from robench.results import artifacts
 from robench.results.degeneration import measure
 from robench.results.schema import HARMLESS_ROLES, Row, Sample
@@ -98,21 +98,21 @@ class Answerer:
         attempts = [made.attempt for made in costed]
         behaviors = [attempt.behavior for attempt in attempts]
         replies = target.replies([attempt.prompt for attempt in attempts])
-        texts = [reply.text for reply in replies]
-        scores = self._scores(behaviors, texts)
+        scores = self._scores(behaviors, replies)
         samples = self._samples(attempts, target, cell, ctx)
-        surprise = self._surprise(behaviors, texts, target)
+        surprise = self._surprise(behaviors, replies, target)
         keys = artifacts.save_prompts([attempt.prompt for attempt in attempts], tensors)
         rows = [
             {
                 **_described(attempt, target),
                 "artifact": {"messages": list(attempt.prompt.messages), "tensors": keys[i]},
-                "reply": texts[i],
+                "reply": replies[i].answer,
+                "thought": replies[i].thought,
                 "truncated": replies[i].truncated,
                 "scores": scores[i],
                 "samples": samples[i],
-                "refused": refused(texts[i]),
-                "text": measure(texts[i], surprise[i]),
+                "refused": replies[i].finished and refused(replies[i].text),
+                "text": measure(replies[i].answer, surprise[i]),
                 "seconds": round(seconds, 4),
                 "tflop": round(tflop, 9),
             }
@@ -121,17 +121,18 @@ class Answerer:
         return sorted(rows, key=lambda row: row["behavior"])  # type: ignore[arg-type]
 
     def _scores(
-        self, behaviors: Sequence[Behavior], replies: Sequence[str]
+        self, behaviors: Sequence[Behavior], replies: Sequence[Reply]
     ) -> list[dict[str, float | None]]:
-        """What each judge says of each reply; None where it cannot judge."""
-        by_judge = {
-            name: judges.scores(name, judge, behaviors, replies)
-            for name, judge in self.judges.items()
-        }
-        return [
-            {name: _number(scores[i]) for name, scores in by_judge.items()}
-            for i in range(len(replies))
-        ]
+        """What each judge says of each reply; None where it cannot judge, or has no answer."""
+        answered = [i for i, reply in enumerate(replies) if reply.finished]
+        asked = [behaviors[i] for i in answered]
+        texts = [replies[i].text for i in answered]
+        scores: list[dict[str, float | None]] = [dict.fromkeys(self.judges) for _ in replies]
+        for name, judge in self.judges.items():
+            given = judges.scores(name, judge, asked, texts) if asked else []
+            for i, score in zip(answered, given, strict=True):
+                scores[i][name] = _number(score)
+        return scores
 
     def _samples(
         self, attempts: Sequence[Attempt], target: ChatModel, cell: Cell, ctx: Context
@@ -148,31 +149,46 @@ class Answerer:
             return samples
         behaviors = [attempts[i].behavior for i, _ in draws]
         generators = [ctx.rng("sample", attempts[i].behavior.id, j) for i, j in draws]
-        noise = [torch.rand(target.max_new_tokens, generator=rng) for rng in generators]
+        noise = [torch.rand(target.reply_tokens, generator=rng) for rng in generators]
         replies = target.replies(
             [attempts[i].prompt for i, _ in draws],
             torch.stack(noise),
             cell.header["temperature"] or 1.0,
         )
-        scores = self._scores(behaviors, [reply.text for reply in replies])
+        scores = self._scores(behaviors, replies)
         for k, (i, _) in enumerate(draws):
             reply = replies[k]
             samples[i].append(
-                {"reply": reply.text, "truncated": reply.truncated, "scores": scores[k]}
+                {
+                    "reply": reply.answer,
+                    "thought": reply.thought,
+                    "truncated": reply.truncated,
+                    "scores": scores[k],
+                }
             )
         return samples
 
     def _surprise(
-        self, behaviors: Sequence[Behavior], texts: Sequence[str], target: ChatModel
+        self, behaviors: Sequence[Behavior], replies: Sequence[Reply], target: ChatModel
     ) -> list[float | None]:
-        """Nats per token of each reply after the plain request, under the undefended model."""
+        """Nats per token of each answer after the plain request, under the undefended model.
+
+        Where the model thought first, after its thought, too, if both have one tokenizer.
+        """
         same_weights = target.network is self.base.network
         undefended = target.undefended() if same_weights else self.base
-        spoken = [i for i, text in enumerate(texts) if text.strip()]
-        prompts = [Prompt(user(behaviors[i].request)) for i in spoken]
-        surprise: list[float | None] = [None] * len(texts)
-        losses = undefended.nll(prompts, [texts[i] for i in spoken])
-        for i, nll in zip(spoken, losses.tolist(), strict=True):
+        spoken = [i for i, reply in enumerate(replies) if reply.text.strip()]
+        thoughtful = [i for i in spoken if same_weights and replies[i].ids]
+        plain = [i for i in spoken if i not in thoughtful]
+        prompts = [Prompt(user(behavior.request)) for behavior in behaviors]
+        losses = undefended.nll([prompts[i] for i in plain], [replies[i].text for i in plain])
+        surprise: list[float | None] = [None] * len(replies)
+        for i, nll in zip(plain, losses.tolist(), strict=True):
+            surprise[i] = nll
+        losses = undefended.nll_of_answers(
+            [prompts[i] for i in thoughtful], [replies[i] for i in thoughtful]
+        )
+        for i, nll in zip(thoughtful, losses.tolist(), strict=True):
             surprise[i] = nll
         return surprise
 

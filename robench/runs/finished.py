@@ -51,7 +51,8 @@ class FinishedRun:
             chat_template=spec.chat_template,
             trust_remote_code=spec.trust_remote_code,
         )
-        if (files.weights, files.template) != (question["weights"], question["template"]):
+        template = files.template_with(question["template_args"])
+        if (files.weights, template) != (question["weights"], question["template"]):
             raise InputError(
                 f"{files.name} is not the model of {store.folder}: its weights or its chat "
                 "template have changed, or --chat-template or --trust-remote-code differ"
@@ -62,7 +63,13 @@ class FinishedRun:
             dtype=question["dtype"],
             device_map=spec.device_map,
         )
-        base = load(files, system=question["system"], max_new_tokens=question["max_new_tokens"])
+        base = load(
+            files,
+            system=question["system"],
+            template_args=question["template_args"],
+            max_new_tokens=question["max_new_tokens"],
+            max_thinking_tokens=question["max_thinking_tokens"],
+        )
         # the base model and one more in memory
         return cls(store, base, lru_cache(1)(lambda name: load(loading.find_model(name))))
 

@@ -21,7 +21,7 @@ but the eager one stores.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Setup:
     """How the cells will be run.
 
     device, dtype:  of the model
-    max_new_tokens: the length of replies
+    max_new_tokens: the length of replies, thoughts included
     samples:        drawn replies to a final attempt
     chunk:          behaviors that an attack receives at once
     rate:           sustained TFLOP/s of the device
@@ -96,10 +96,15 @@ class Estimate:
     """The costs of the cells of one model."""
 
     def __init__(
-        self, found: loading.ModelFiles, system: str | None, texts: RunTexts, setup: Setup
+        self,
+        found: loading.ModelFiles,
+        system: str | None,
+        texts: RunTexts,
+        setup: Setup,
+        template_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.setup = setup
-        chat, network = loading.load_without_weights(found, system)
+        chat, network = loading.load_without_weights(found, system, template_args)
         self.shape = Shape.of(network, setup)
         self.tested, self.trained = _lengths(chat, texts, setup, self.shape.depth)
         self.downloaded = sum(file.stat().st_size for file in found.folder.glob("*.safetensors"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from robench.errors import InputError
 from robench.methods.contract import refusal
 from robench.methods.registry import refuse_unused_settings, resolve_all
 from robench.model import loading
+from robench.model.thoughts import THINKING
 from robench.results.schema import HARMLESS_ROLES, Info, Suite
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
@@ -31,10 +32,12 @@ from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
 from robench.runs.question import ModelSpec, Question
 from robench.runs.run_texts import RunTexts, gather, lacking
-from robench.types import Behavior, Judge
+from robench.types import Behavior, Judge, user
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from robench.model.chat import Chat
 
 PACKAGES = ("robench", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -67,6 +70,43 @@ class Plan:
         name = self.suite["name"] if built_in else f"{self.suite['name']}-{self.files.name}"
         return Path("results") / "runs" / Cell.slug(name)
 
+    @cached_property
+    def unloaded(self) -> tuple[Chat, Any]:
+        """The chat and the network of the model under test, without its weights.
+
+        Raises:
+            InputError: its template or its architecture does not allow what is asked.
+        """
+        replies = self.question.replies
+        return loading.load_without_weights(self.files, replies.system, replies.template_args)
+
+    def check_lengths(self) -> None:
+        """That every request under test and its reply fit into the model's context.
+
+        Raises:
+            InputError: one does not.
+        """
+        from robench.model.limits import context_of
+
+        chat, network = self.unloaded
+        context, shared = context_of(network.config), self.shared
+        if context is None:
+            return
+        reply = shared["max_new_tokens"] + (shared["max_thinking_tokens"] if chat.may_think else 0)
+        asked = (*self.texts.behaviors, *self.texts.benign)
+        prompts = chat.encode([chat.render(user(behavior.request)) for behavior in asked])
+        lengths = {b.id: len(ids) for b, ids in zip(asked, prompts, strict=True)}
+        too_long = [name for name, length in lengths.items() if length + reply > context.tokens]
+        if too_long:
+            first = max(too_long, key=lambda name: lengths[name])
+            why = f": {context.reason}" if context.reason else ""
+            raise InputError(
+                f"{self.files.name} reads {context.tokens} tokens{why}; with replies of up to "
+                f"{reply}, thoughts included, {len(too_long)} of {len(asked)} requests are too "
+                f"long, first {first!r} with {lengths[first]}: give a smaller --max-new-tokens "
+                "(or --max-thinking-tokens), or leave them out"
+            )
+
     def pending(self, store: RunStore) -> tuple[Group, ...]:
         """The groups with the cells that a folder does not hold yet."""
         return tuple(
@@ -88,6 +128,13 @@ class Plan:
             if reason := refusal(method, self.texts.behaviors):
                 raise InputError(f"{reason}, or leave it out")
 
+    def _check_model(self, pending: Sequence[Group], keep_going: bool = False) -> None:
+        """That the model can be asked what is pending; too long a request may become a hole."""
+        if any(group.cells for group in pending):
+            _ = self.unloaded
+            if not keep_going:
+                self.check_lengths()
+
     def forecast(
         self, groups: Sequence[Group] | None = None, tflops: float | None = None
     ) -> pd.DataFrame:
@@ -105,10 +152,12 @@ class Plan:
         spec = self.question.model
         assert spec.device and spec.dtype
         rate = measured_rate(spec.device, spec.dtype) if tflops is None else tflops
+        chat, _ = self.unloaded
+        replies = self.question.replies
         length = self.shared["max_new_tokens"]
-        samples = self.question.replies.samples
-        setup = Setup(spec.device, spec.dtype, length, samples, CHUNK, rate, tflops is None)
-        estimate = Estimate(self.files, self.question.replies.system, self.texts, setup)
+        length += self.shared["max_thinking_tokens"] if chat.may_think else 0
+        setup = Setup(spec.device, spec.dtype, length, replies.samples, CHUNK, rate, tflops is None)
+        estimate = Estimate(self.files, replies.system, self.texts, setup, replies.template_args)
         return forecast(self.groups if groups is None else groups, estimate)
 
     def preview(self, out: str | Path | None = None, tflops: float | None = None) -> str:
@@ -117,6 +166,7 @@ class Plan:
         store = RunStore(Path(out) if out else self.default_folder)
         store.check_cells([cell for group in self.groups for cell, _ in group.cells])
         pending = self.pending(store)
+        self._check_model(pending)
         lines = [self._counts(store, pending), *(f"note: {note}" for note in self.texts.notes)]
         if any(group.cells for group in pending):
             from robench.runs.forecast import summary
@@ -153,6 +203,7 @@ class Plan:
                 dict.fromkeys(c.attack for c in cells if c.header["role"] not in HARMLESS_ROLES)
             ),
         }
+        self._check_model(self.pending(store), keep_going)
         with store.locked(new=True):
             for warning in store.open_for(self.shared, _versions(), order):
                 tqdm.write(f"warning: {warning}")
@@ -182,8 +233,13 @@ class Plan:
             dtype=str(spec.dtype),
             device_map=spec.device_map,
         )
-        length = self.shared["max_new_tokens"]
-        base = load(self.files, system=replies.system, max_new_tokens=length)
+        base = load(
+            self.files,
+            system=replies.system,
+            template_args=replies.template_args,
+            max_new_tokens=self.shared["max_new_tokens"],
+            max_thinking_tokens=self.shared["max_thinking_tokens"],
+        )
         _preflight(self.judges, self.texts.behaviors[0])
         execution = Execution(
             store=store,
@@ -274,6 +330,7 @@ def with_defaults(question: Question) -> Question:
     spec, replies = question.model, question.replies
     built_in = spec.id == loading.BUILT_IN
     device = choose_device(spec.device, spec.device_map)
+    length = replies.max_new_tokens or (64 if built_in else 256)
     return replace(
         question,
         tier=question.tier or ("demo" if built_in else "paper"),
@@ -281,7 +338,8 @@ def with_defaults(question: Question) -> Question:
         model=replace(spec, device=device, dtype=spec.dtype or default_dtype(device, built_in)),
         replies=replace(
             replies,
-            max_new_tokens=replies.max_new_tokens or (64 if built_in else 256),
+            max_new_tokens=length,
+            max_thinking_tokens=replies.max_thinking_tokens or THINKING * length,
             temperature=(replies.temperature or 1.0) if replies.samples else None,
         ),
     )
@@ -298,7 +356,8 @@ def _shared(
     return {
         "model": files.name,
         "weights": files.weights,
-        "template": files.template,
+        "template_args": {},  # in front of the hash that has them: a difference is told by name
+        "template": files.template_with(question.replies.template_args),
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),
         "judges": list(chosen_judges),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robench.config import assignments, fitted, suggestion
+from robench.config import assignments, fitted, read_value, suggestion
 from robench.errors import InputError
 from robench.runs import matrices
 from robench.runs.matrices import Matrix
@@ -42,7 +42,10 @@ class ModelSpec:
     )
     revision: str | None = field(default=None, metadata=_about("branch, tag or commit of a hub id"))
     chat_template: str | Path | None = field(
-        default=None, metadata=_about("Jinja file that replaces the tokenizer's template")
+        default=None,
+        metadata=_about(
+            "Jinja file that replaces the tokenizer's template, or the name of one of several"
+        ),
     )
     trust_remote_code: bool = field(
         default=False, metadata=_about("run code that comes with the model")
@@ -102,6 +105,22 @@ class Replies:
     )
     temperature: float | None = field(
         default=None, metadata=_about("of drawn replies, by default 1")
+    )
+    max_thinking_tokens: int | None = field(
+        default=None,
+        metadata=_about(
+            "tokens of the thought of a model that thinks, at most; by default four times those of "
+            "the reply",
+            least=1,
+        ),
+    )
+    template_args: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=_about(
+            "KEY=VALUE ... for the chat template, as enable_thinking=false",
+            flag="--template-arg",
+            command_line=list[str],
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -218,8 +237,8 @@ class Option(NamedTuple):
             InputError: it is of another type, too low or none of the choices.
         """
         about = self.field.metadata
-        if self.name == "settings":
-            return _settings(value)
+        if self.name in _READ:
+            return _READ[self.name](value)
         if isinstance(value, str) and typing.Any in _members(self.type):
             raise InputError(f"{self.name} must be a list: {self.name}=[{value!r}]")
         if self.name != "matrix":
@@ -250,6 +269,25 @@ def _settings(value: Any) -> Settings:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InputError('settings must be {"gcg": {"steps": 100}} or ["gcg.steps=100"]')
     return assignments(value)
+
+
+def _template_args(value: Any) -> dict[str, Any]:
+    """`{"enable_thinking": False}`, or the words of --template-arg, as the former."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InputError('template_args must be {"enable_thinking": False} or ["KEY=VALUE"]')
+    arguments = {}
+    for word in value:
+        key, equals, text = str(word).partition("=")
+        if not (key and equals):
+            raise InputError(f"--template-arg {word}: write it as KEY=VALUE")
+        arguments[key] = read_value(text, f"--template-arg {key}")
+    return arguments
+
+
+# Options whose values are read in a way of their own
+_READ = {"settings": _settings, "template_args": _template_args}
 
 
 def _check_device(name: str) -> None:

@@ -60,10 +60,10 @@ def _score(
         (
             path,
             [
-                (place, row, sample, said["reply"])
+                (place, row, sample, text)
                 for place, row in enumerate(rows)
                 for sample, said in replied(row)
-                if said["scores"].get(name) is None
+                if (text := said["reply"]) is not None and said["scores"].get(name) is None
             ],
         )
         for path, rows in store.replies()

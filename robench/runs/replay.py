@@ -21,7 +21,7 @@ class Replayed(NamedTuple):
     tag: str
     step: int
     recorded: str | None
-    reply: str
+    reply: str | None
 
     @property
     def same(self) -> bool:
@@ -51,9 +51,9 @@ def replay(folder: str | Path, cell: str, behavior: str, spec: ModelSpec) -> lis
     prompts = [read_prompt(path, row["artifact"]) for row in finals]
     run = FinishedRun.load(store, spec)
     with run.defended(header, info) as target:
-        replies = target.generate(prompts)
+        replies = target.replies(prompts)
     return [
-        Replayed(row["tag"], row["step"], row["reply"], reply)
+        Replayed(row["tag"], row["step"], row["reply"], reply.answer)
         for row, reply in zip(finals, replies, strict=True)
     ]
 

@@ -49,6 +49,7 @@ def train(defense: Any, out: str | Path, question: Question, seed: int = 0) -> N
     base = loading.load_model(
         find_base(spec),
         system=question.replies.system,
+        template_args=question.replies.template_args,
         device=str(spec.device),
         dtype=str(spec.dtype),
         device_map=spec.device_map,
