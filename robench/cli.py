@@ -255,7 +255,9 @@ def list_names(
     if kind == "models":
         from robench.model.packaged import listing
 
-        typer.echo(f"{'organism':16} the built-in model organism, which refuses and can be broken")
+        typer.echo(
+            f"{'organism':17} the built-in model, which refuses harmful requests and can be broken"
+        )
         for line in listing():
             typer.echo(line)
         typer.echo(
