@@ -88,6 +88,10 @@ class Texts:
     n_benign: int | None = field(
         default=None, metadata=_about("harmless requests asked of each defense", least=1)
     )
+    known: str | None = field(
+        default=None,
+        metadata=_about("a model: keep requests that it answers right in all phrasings"),
+    )
 
 
 @dataclass(frozen=True)
