@@ -144,7 +144,9 @@ def test_options_are_fields_of_the_question(call, asked):
         tune_judge="j",
         judge_device="cpu",
         model=ModelSpec("m", "v1", "t.jinja", True, "cuda:1", "auto", "bfloat16", 2),
-        texts=Texts("b.csv:all", "t.json", "h.csv", "r.csv", "p.csv", ("t.csv", "u.csv"), 3, 5, "k"),
+        texts=Texts(
+            "b.csv:all", "t.json", "h.csv", "r.csv", "p.csv", ("t.csv", "u.csv"), 3, 5, "k"
+        ),
         replies=Replies("kind", 9, 4, 0.7),
     )
     assert asked.options == {
