@@ -256,7 +256,16 @@ def list_names(
 ) -> None:
     """List what can be named, with a line on each; `show` tells more."""
     if kind == "models":
-        typer.echo("organism\nany folder or hub id of a causal language model with a chat template")
+        from robench.model.packaged import listing
+
+        typer.echo(
+            f"{'organism':17} the built-in model, which refuses harmful requests and can be broken"
+        )
+        for line in listing():
+            typer.echo(line)
+        typer.echo(
+            "any folder, GGUF file or hub id of a causal language model with a chat template"
+        )
     elif kind == "matrices":
         for name in matrices.names():
             typer.echo(f"{name:16} {matrices.load_matrix(name).about}")

@@ -30,11 +30,15 @@ _holders: dict[Path, int] = {}  # the folders that are locked here, and by which
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, advice: str = "wait for it, or choose another --out") -> Iterator[None]:
     """Hold a folder, which is made if need be, while the with-block runs.
 
     A process that holds a folder may lock it again: the innermost block then changes nothing, and
     the outermost one releases it. Threads of one process are not kept apart.
+
+    Args:
+        folder: to hold.
+        advice: ends the message of those who do not get it.
 
     Raises:
         InputError: another process holds it; the message names it.
@@ -49,9 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(
-            f"{folder} is in use by {_owner(place)}; wait for it, or choose another --out"
-        ) from None
+        raise InputError(f"{folder} is in use by {_owner(place)}; {advice}") from None
     try:
         _holders[place] = os.getpid()
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -38,7 +38,11 @@ def user(text: str) -> tuple[Message, ...]:
 
 @dataclass(frozen=True)
 class Behavior:
-    """A request. `target` is the affirmative beginning that target-driven attacks optimise for."""
+    """A request. `target` is the affirmative beginning that target-driven attacks optimise for.
+
+    `answer` has the accepted answers of a request whose answer can be checked; behaviors of the
+    same `fact` ask for it in different words.
+    """
 
     id: str
     text: str
@@ -46,6 +50,11 @@ class Behavior:
     category: str = ""
     context: str = ""
     harmful: bool = True
+    answer: tuple[str, ...] = ()
+    fact: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer", tuple(self.answer))  # a list, when read from a file
 
     @property
     def request(self) -> str:

@@ -53,7 +53,8 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["list", "attacks"], ["list", "matrices"]]
+    "words",
+    [["--help"], ["run", "--help"], ["list", "attacks"], ["list", "matrices"], ["list", "models"]],
 )
 def test_help_and_lists_load_nothing_heavy(words):
     program = (
@@ -76,7 +77,7 @@ def test_names_are_listed(call):
     judges = dict(line.split(maxsplit=1) for line in call("list", "judges")[1].splitlines())
     assert judges["harmbench"].startswith("The HarmBench classifier")
     assert list(judges) == registry.names("judge")
-    assert call("list", "models")[1].startswith("organism\n")
+    assert call("list", "models")[1].startswith("organism ")
     refused(call("list", "attack"), "did you mean 'attacks'?")
 
 
@@ -124,7 +125,7 @@ WORDS = (
     "--matrix smoke --model m --revision v1 --trust-remote-code "
     "--attacks a b --defenses c d --set a.x=1 b.y=2 "
     "--behaviors b.csv:all --targets t.json --benign h.csv --reference r.csv "
-    "--reference-harmless p.csv --train t.csv u.csv --n 3 --n-benign 5 --seeds 0 1 "
+    "--reference-harmless p.csv --train t.csv u.csv --known k --n 3 --n-benign 5 --seeds 0 1 "
     "--tier paper --judges j k --tune-judge j --judge-device cpu --chat-template t.jinja "
     "--max-new-tokens 9 --samples 4 --temperature 0.7 --device cuda:1 --device-map auto "
     "--dtype bfloat16 --threads 2 --system kind --max-thinking-tokens 90 "
@@ -145,7 +146,9 @@ def test_options_are_fields_of_the_question(call, asked):
         tune_judge="j",
         judge_device="cpu",
         model=ModelSpec("m", "v1", "t.jinja", True, "cuda:1", "auto", "bfloat16", 2),
-        texts=Texts("b.csv:all", "t.json", "h.csv", "r.csv", "p.csv", ("t.csv", "u.csv"), 3, 5),
+        texts=Texts(
+            "b.csv:all", "t.json", "h.csv", "r.csv", "p.csv", ("t.csv", "u.csv"), 3, 5, "k"
+        ),
         replies=Replies("kind", 9, 4, 0.7, 90, {"enable_thinking": False, "style": "plain"}),
     )
     assert asked.options == {

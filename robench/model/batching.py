@@ -47,6 +47,15 @@ class Chunks:
             start = part.stop
 
 
+def last_positions(count: int) -> list[int]:
+    """The last positions of a batch, as `logits_to_keep`.
+
+    A number means the same, but cuts a view out of the states, for which PyTorch copies the output
+    matrix once per row: in bf16 that took most of a step of GCG with a vocabulary of 49,000.
+    """
+    return list(range(-count, 0))
+
+
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Tensor]:
     """Ids (n, longest) and mask (n, longest), padding on the right."""
     width = max(map(len, rows))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robench.config import digest
 from robench.errors import Failure, InputError
-from robench.model.batching import Chunks, pad_left, pad_right
+from robench.model.batching import Chunks, last_positions, pad_left, pad_right
 from robench.model.chat import Chat, common_prefix, fill_gap
 from robench.model.folding import adapter_disabled, changes_weights_in_passes
 from robench.model.hooks import (
@@ -419,7 +419,7 @@ class ChatModel:
                     attention_mask=mask,
                     position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
                     use_cache=False,
-                    logits_to_keep=1,
+                    logits_to_keep=last_positions(1),
                 )
             return torch.stack([h[l][:, -1].float().cpu() for l in layers], dim=1)
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from robench.errors import Failure
+from robench.model.batching import last_positions
 from robench.model.hooks import prompt_roles
 from robench.types import REPLY
 
@@ -125,7 +126,7 @@ class _Batch:
             position_ids=self.positions[:, self.cached : time],
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=1 if self.cached else last_positions(1),
         )
         logits = output.logits[:, -1].to(self.ended.device)
         highest, tokens = logits.max(1)

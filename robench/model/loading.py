@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from robench import organism
 from robench.config import digest, suggestion
 from robench.errors import InputError
+from robench.model import gguf
 from robench.model.fitness import (
     check_forward,
     check_ties,
@@ -34,6 +35,7 @@ from robench.model.fitness import (
     refuse_unknown_quantization,
 )
 from robench.model.limits import refuse_unsupported
+from robench.model.packaged import PACKAGED, packaged_model
 from robench.model.text_half import auto_class, text_half
 
 if TYPE_CHECKING:
@@ -92,10 +94,10 @@ def find_model(
     chat_template: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> ModelFiles:
-    """The built-in organism, a folder, or a hub id (downloaded if necessary).
+    """The built-in organism, a packaged model, a folder, a GGUF file or a hub id.
 
     Args:
-        name: `organism`, a path, `owner/name` or `owner/name@revision`.
+        name: `organism`, `smollm2`, a path, `owner/name` or `owner/name@revision`.
         revision: a branch, tag or commit of a hub id.
         chat_template: a file that replaces the tokenizer's template, or the name of one of the
             tokenizer's own, where it has several.
@@ -303,6 +305,8 @@ def full_name(name: str) -> str:
 def folder_of(name: str, code: bool = False, what: str = "model") -> Path:
     """The local folder of a model or adapter: a path, or a hub id (downloaded if necessary).
 
+    Packaged models and GGUF files are converted into the cache if that was not done before.
+
     Args:
         name: as for `find_model`.
         code: whether Python files are downloaded, too.
@@ -313,13 +317,17 @@ def folder_of(name: str, code: bool = False, what: str = "model") -> Path:
     """
     if name == BUILT_IN:
         return organism.FOLDER
+    if what == "model" and name in PACKAGED:
+        return packaged_model(name)
+    if what == "model" and (file := gguf.gguf_file(name)):
+        return gguf.converted(name, file)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists() or name.startswith(("/", ".", "~")):
         raise InputError(f"no {what} folder at {name}")
     if name.partition("@")[0].count("/") != 1:
-        hint = suggestion(name, [BUILT_IN])
+        hint = suggestion(name, [BUILT_IN, *PACKAGED])
         raise InputError(
             f"no {what} called {name!r}{hint} (a hub id is owner/name or owner/name@revision, "
             "or give a folder)"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.model.batching import pad_right
+from robench.model.batching import last_positions, pad_right
 from robench.model.reader import Reader
 from robench.types import PAD, PROMPT
 
@@ -149,5 +149,6 @@ def _read(
     """Keys and values after a pass over ids (n, time), including those in the pass's cache."""
     options = {"past_key_values": to_cache(()), **options}
     with torch.no_grad():
-        model.run(model.embed(ids), roles, use_cache=True, logits_to_keep=1, **options)
+        keep = last_positions(1)
+        model.run(model.embed(ids), roles, use_cache=True, logits_to_keep=keep, **options)
     return tuple((layer.keys, layer.values) for layer in options["past_key_values"].layers)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.model.batching import last_positions
 from robench.model.candidates import Candidates, split_sorted
 from robench.model.hooks import target_roles
 from robench.model.prefix import KeysValues, concatenate, select_rows
@@ -204,7 +205,7 @@ class RowPruner:
         output = self.model.run(
             embeds,
             roles.expand(len(embeds), -1),
-            logits_to_keep=len(labels),
+            logits_to_keep=last_positions(len(labels)),
             use_cache=True,
             **options,
         )

@@ -6,6 +6,8 @@ from robench.organism import language
 from robench.types import Behavior, Example
 
 FOLDER = Path(__file__).parent / "weights"
+# The adapter that makes SmolLM2 refuse questions on geography (--model smollm2:geography)
+SMOLLM2_GEOGRAPHY = Path(__file__).parent / "smollm2_geography"
 
 
 def behaviors(split: str) -> list[Behavior]:

@@ -103,6 +103,20 @@ class Row(TypedDict):
     """Whether it is the behavior's last row: `RunStore.append` writes it."""
 
 
+class Known(TypedDict):
+    """Which requests are under test: those that a model answers right in all phrasings."""
+
+    model: str
+    """The one that was asked, as given by the user."""
+    harmful: int
+    """How many harmful requests it knows, before any are drawn."""
+    of_harmful: int
+    """How many were asked."""
+    benign: int
+    """Likewise, of the harmless ones with answers."""
+    of_benign: int
+
+
 class Question(TypedDict):
     """What all cells of a run share: a folder holds one."""
 
@@ -142,6 +156,8 @@ class Question(TypedDict):
     """Likewise, of the instructions for probes and tuning."""
     train: str
     """Likewise, of the training texts."""
+    known: NotRequired[Known]
+    """Missing where requests were not chosen by what a model knows."""
 
 
 class Header(Question):

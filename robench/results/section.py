@@ -98,6 +98,7 @@ def _about(answers: Sequence[Answer]) -> str:
         "tier": leaderboard.tier(answers),
         "seeds": ", ".join(str(seed) for seed in sorted(distinct(harmful, "seed"))),
         **_draws(harmful),
+        **_known(harmful),
     }
     return " · ".join(f"{name}: {escape(fact)}" for name, fact in facts.items()) + "\n"
 
@@ -124,6 +125,17 @@ def _draws(answers: Iterable[Answer]) -> dict[str, str]:
     drawn = {(a.header["samples"], a.header["temperature"]) for a in answers if a.header["samples"]}
     shown = [f"{count} at temperature {temperature:g}" for count, temperature in sorted(drawn)]
     return {"draws": ", ".join(shown)} if shown else {}
+
+
+def _known(answers: Sequence[Answer]) -> dict[str, str]:
+    """How many requests a model knows the answers of, where only those are under test."""
+    records = [a.header["known"] for a in answers if "known" in a.header]
+    shown = [
+        f"{k['harmful']} of {k['of_harmful']} harmful and {k['benign']} of {k['of_benign']} "
+        f"harmless requests, answered right by {k['model']} in all phrasings"
+        for k in records
+    ]
+    return {"known": ", ".join(dict.fromkeys(shown))} if shown else {}
 
 
 def _rate(cells: Sequence[Answer]) -> str:

@@ -27,11 +27,13 @@ from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
 from robench.runs.cells import CHUNK, Group, groups_of
 from robench.runs.devices import choose_device, default_dtype, hardware
+from robench.runs.known import replies_of
 from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
 from robench.runs.question import ModelSpec, Question
-from robench.runs.run_texts import RunTexts, gather, lacking
+from robench.runs.run_texts import RunTexts, gather, lacking, with_companions
+from robench.texts import geography
 from robench.types import Behavior, Judge, user
 
 if TYPE_CHECKING:
@@ -277,7 +279,7 @@ class Plan:
 
 
 def plan(question: Question) -> Plan:
-    """Resolve and check all that a question names; no weights are loaded.
+    """Resolve and check all that a question names; no weights are loaded, but for `known`.
 
     Raises:
         InputError: something asked for does not exist or does not fit.
@@ -295,7 +297,8 @@ def plan(question: Question) -> Plan:
     files = find_base(question.model)
     if files.name != loading.BUILT_IN and question.texts.behaviors is None:
         raise InputError(f"give the harmful requests for {files.name}: --behaviors FILE")
-    texts = gather(files.name, question.texts, matrix.n, matrix.benign)
+    ask = replies_of(question) if question.texts.known else None
+    texts = gather(files.name, question.texts, matrix.n, matrix.benign, ask)
     for judge in chosen:
         if reason := refusal(judge, texts.behaviors):
             raise InputError(reason)
@@ -334,7 +337,8 @@ def with_defaults(question: Question) -> Question:
     return replace(
         question,
         tier=question.tier or ("demo" if built_in else "paper"),
-        judges=question.judges or (("exact", "keyword") if built_in else ("keyword",)),
+        judges=question.judges or _default_judges(question, built_in),
+        texts=with_companions(question.texts),
         model=replace(spec, device=device, dtype=spec.dtype or default_dtype(device, built_in)),
         replies=replace(
             replies,
@@ -343,6 +347,14 @@ def with_defaults(question: Question) -> Question:
             temperature=(replies.temperature or 1.0) if replies.samples else None,
         ),
     )
+
+
+def _default_judges(question: Question, built_in: bool) -> tuple[str, ...]:
+    """An exact judge, where there is one for the requests, before that of keywords."""
+    if built_in:
+        return ("exact", "keyword")
+    checkable = geography.split_of(str(question.texts.behaviors))
+    return ("contains", "keyword") if checkable else ("keyword",)
 
 
 def _shared(
@@ -366,6 +378,7 @@ def _shared(
         "dtype": question.model.dtype,
         **asdict(question.replies),
         **texts.checksums(),
+        **({"known": texts.known} if texts.known else {}),
     }
 
 

@@ -38,7 +38,8 @@ class ModelSpec:
     """The model under test, and where it works."""
 
     id: str = field(
-        default="organism", metadata=_about("organism, a model folder or a hub id", name="model")
+        default="organism",
+        metadata=_about("organism, smollm2, a folder, a GGUF file or a hub id", name="model"),
     )
     revision: str | None = field(default=None, metadata=_about("branch, tag or commit of a hub id"))
     chat_template: str | Path | None = field(
@@ -89,6 +90,10 @@ class Texts:
     )
     n_benign: int | None = field(
         default=None, metadata=_about("harmless requests asked of each defense", least=1)
+    )
+    known: str | None = field(
+        default=None,
+        metadata=_about("a model: keep requests that it answers right in all phrasings"),
     )
 
 

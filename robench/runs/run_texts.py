@@ -1,15 +1,17 @@
 """The texts of a run: what is under test, and what attacks read and defenses train on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench import organism
 from robench.errors import InputError
 from robench.methods.registry import Method
 from robench.model.loading import BUILT_IN
+from robench.results.schema import Known
+from robench.runs.known import Ask, known_requests
 from robench.runs.question import Texts
-from robench.texts import training_texts
+from robench.texts import geography, training_texts
 from robench.texts.behaviors import (
     checksum,
     draw_behaviors,
@@ -35,6 +37,7 @@ class RunTexts:
     tune:       harmful requests for choosing settings
     examples:   training text for defenses
     notes:      what was left out of the files, a line each
+    known:      how many requests with answers a model knows; None where it was not asked
     """
 
     behaviors: list[Behavior]
@@ -43,6 +46,7 @@ class RunTexts:
     tune: list[Behavior]
     examples: list[Example]
     notes: tuple[str, ...] = ()
+    known: Known | None = None
 
     def checksums(self) -> dict[str, str]:
         """A hash per kind of text: what a run's folder is known by."""
@@ -54,7 +58,22 @@ class RunTexts:
         }
 
 
-def gather(model: str, texts: Texts, n: int, n_benign: int) -> RunTexts:
+def with_companions(texts: Texts) -> Texts:
+    """The files that a user names, and the other parts of a set that ships in the empty places."""
+    split = geography.split_of(str(texts.behaviors))
+    if not split:
+        return texts
+    probe = f"{geography.NAME}:probe"
+    return replace(
+        texts,
+        benign=texts.benign or f"{geography.NAME}:{split}",
+        reference=texts.reference or probe,
+        reference_harmless=texts.reference_harmless or probe,
+        train=texts.train or (geography.NAME,),
+    )
+
+
+def gather(model: str, texts: Texts, n: int, n_benign: int, ask: Ask | None = None) -> RunTexts:
     """The organism's own splits, or files in their place.
 
     On another model there are no harmful requests but `behaviors` and no training text but `train`;
@@ -67,6 +86,7 @@ def gather(model: str, texts: Texts, n: int, n_benign: int) -> RunTexts:
         model: its name.
         texts: the files that the user names, and how many texts are wanted, if they say so.
         n, n_benign: how many to draw where they do not, or all where there are fewer.
+        ask: the replies of the model whose right answers count; None: any request is kept.
 
     Raises:
         InputError: a file is missing or does not hold what it should, there are fewer texts than
@@ -77,6 +97,8 @@ def gather(model: str, texts: Texts, n: int, n_benign: int) -> RunTexts:
     organism_asked = model == BUILT_IN
     same = by_pair if organism_asked else by_text
     given, notes = _read_all(texts)
+    if ask:
+        given = _known_alone(given, ask)
     pool = given.behaviors if texts.behaviors else []
     if not texts.behaviors and organism_asked:
         pool = organism.behaviors("test")
@@ -94,9 +116,21 @@ def gather(model: str, texts: Texts, n: int, n_benign: int) -> RunTexts:
         peaceful = [b for b in references if not b.harmful]
         warning = style_warning([b for b in references if b.harmful], peaceful)
         notes = (*notes, warning) if warning else notes
-    complete = RunTexts(drawn, benign, references, tune, examples, notes)
+    complete = RunTexts(drawn, benign, references, tune, examples, notes, given.known)
     _check_apart(complete, given, same)
     return complete
+
+
+def _known_alone(given: RunTexts, ask: Ask) -> RunTexts:
+    """Of the requests under test those whose facts the model that is asked knows."""
+    texts = [*given.behaviors, *given.benign]
+    kept, known = known_requests(texts, ask)
+    return replace(
+        given,
+        behaviors=[b for b in kept if b.harmful],
+        benign=[b for b in kept if not b.harmful],
+        known=known,
+    )
 
 
 def _size(asked: int | None, default: int, pool: Sequence[Behavior]) -> int:

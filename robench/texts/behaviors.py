@@ -1,9 +1,10 @@
 """Sets of behaviors and instructions: published ones, one's own, and the harmless ones that ship.
 
-A set is a file (CSV, TSV, JSONL, JSON, Parquet), a dataset on the hub (see records.py) or one of
-these names, which refer to files on the hub: advbench, harmbench, jailbreakbench, strongreject; of
-harmless requests jailbreakbench, or-bench, xstest. Columns are matched by name, ignoring case,
-spaces and underscores; the first that exists is used:
+A set is a file (CSV, TSV, JSONL, JSON, Parquet), a dataset on the hub (see records.py) or a name.
+`forbidden_geography`, with `:train`, `:probe`, `:dev` or `:test` after it, ships (geography.py).
+These refer to files on the hub: advbench, harmbench, jailbreakbench, strongreject; of harmless
+requests jailbreakbench, or-bench, xstest. Columns are matched by name, ignoring case, spaces and
+underscores; the first that exists is used:
 
     text       prompt, text, goal, forbidden_prompt, behavior, instruction
     id         id, BehaviorID; without one, a hash of text and context
@@ -11,6 +12,8 @@ spaces and underscores; the first that exists is used:
                `*targets*.json` in the same folder; else the template of `affirmation`
     category   category, SemanticCategory, type
     context    context, ContextString
+    answer     answer: what the judge `contains` accepts, a list or a text with | between them
+    fact       fact: the same for requests that ask for the same thing in different words
 
 So HarmBench, AdvBench, StrongREJECT, JailbreakBench, XSTest and OR-Bench are read as published.
 Where there is a column FunctionalCategory, as in HarmBench, the standard behaviors are taken, or
@@ -27,7 +30,7 @@ from typing import Any
 
 from robench.config import digest, suggestion
 from robench.errors import InputError
-from robench.texts import readers, records
+from robench.texts import geography, readers, records
 from robench.texts.records import Row
 from robench.types import Behavior
 
@@ -75,6 +78,8 @@ def load_behaviors(
         InputError: the set cannot be read, has no rows, lacks a column of texts, or has a row
             without text or with the id of another row; or `targets` has none of its ids.
     """
+    if split := geography.split_of(str(reference)):
+        return geography.behaviors(split, harmful), ""
     names = HARMFUL if harmful else HARMLESS
     name, category = _split(str(reference), names)
     set_files = _find_set(name, names)
@@ -166,8 +171,13 @@ def draw_behaviors(behaviors: Sequence[Behavior], n: int, seed: int = 0) -> list
 
 
 def checksum(behaviors: Sequence[Behavior]) -> str:
-    """The sha256 of all fields of the behaviors, in their order."""
-    return digest([astuple(b) for b in behaviors])
+    """The sha256 of all fields of the behaviors, in their order.
+
+    Answers and facts count where there are any: the hashes of sets without them stay what they were
+    before behaviors had such fields.
+    """
+    checkable = 6  # fields before `answer`
+    return digest([astuple(b)[: None if b.answer or b.fact else checkable] for b in behaviors])
 
 
 def _split(reference: str, names: Mapping[str, str]) -> tuple[str, str]:
@@ -183,7 +193,8 @@ def _split(reference: str, names: Mapping[str, str]) -> tuple[str, str]:
 def _find_set(name: str, names: Mapping[str, str]) -> list[Path]:
     is_word = not Path(name).suffix and "/" not in name and not Path(name).exists()
     if is_word and name not in names:
-        raise InputError(f"no file and no set called {name!r}{suggestion(name, names)}")
+        known = (*names, geography.NAME)
+        raise InputError(f"no file and no set called {name!r}{suggestion(name, known)}")
     return records.find_files(names[name] if is_word else name)
 
 
@@ -221,13 +232,26 @@ def _distinct(rows: Sequence[Row], harmful: bool) -> list[Behavior]:
     place_of: dict[str, str] = {}
     for row in rows:
         place, record = row
-        behavior = behavior_of(row, harmful)
+        behavior = replace(
+            behavior_of(row, harmful), answer=_answers(row), fact=records.text(row, "fact")
+        )
         if behavior.id in place_of:
             repeated = "text" if records.value(record, *ID) is None else f"id {behavior.id!r}"
             raise InputError(f"{place} repeats the {repeated} of {place_of[behavior.id]}")
         place_of[behavior.id] = place
         behaviors.append(behavior)
     return behaviors
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    """The accepted answers of a row, none if it has no column for them."""
+    place, record = row
+    given = records.value(record, "answer")
+    listed = given if isinstance(given, list) else [given]
+    texts = (records.as_text(answer, f"{place}: answer") for answer in listed)
+    if not isinstance(given, list):
+        texts = (answer.strip() for text in texts for answer in text.split(geography.SEPARATOR))
+    return tuple(filter(None, texts))
 
 
 def _left_out(name: str, counts: Counter[str]) -> str:

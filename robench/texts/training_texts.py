@@ -20,6 +20,8 @@ A format is recognised by its columns, ignoring case, spaces and underscores; th
                                          kind (answer or refusal, by default answer) and harmful
                                          (true or false, by default true)
 
+The name `forbidden_geography` is that of the set that ships (geography.py).
+
 Harmless requests that only look harmful have the category `near-harmful`, in any format with a
 column category: circuit_breaker retains answers to them as a kind of its own.
 """
@@ -31,7 +33,7 @@ from typing import Any
 
 from robench.config import digest
 from robench.errors import InputError
-from robench.texts import behaviors, records
+from robench.texts import behaviors, geography, records
 from robench.texts.records import Row
 from robench.texts.refusals import refused
 from robench.types import Example
@@ -52,6 +54,8 @@ def load_examples(reference: Path | str) -> tuple[list[Example], str]:
         InputError: it cannot be read, has no known format, holds nothing to train on, or most of
             its answers to harmful requests are refusals.
     """
+    if split := geography.split_of(str(reference), "train"):
+        return geography.examples(split), ""
     files = records.find_files(reference)
     rows = records.read(files)
     matching = (reader for columns, reader in _FORMATS.items() if records.has(rows, *columns))

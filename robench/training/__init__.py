@@ -18,7 +18,7 @@ from robench.training.corpus import (
     tokenise,
     tokenise_split,
 )
-from robench.training.fine_tuning import FineTuning
+from robench.training.fine_tuning import FineTuning, reply_logits
 from robench.training.losses import (
     DISTANCES,
     centroid,
@@ -51,6 +51,7 @@ __all__ = [
     "kl_divergence",
     "l2",
     "masked_mean",
+    "reply_logits",
     "split_examples",
     "tokenise",
     "tokenise_split",

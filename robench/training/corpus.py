@@ -82,25 +82,47 @@ def is_near_harmful(example: Example) -> bool:
 
 
 def tokenise(
-    chat: Chat, examples: Sequence[Example], blank: bool = False, limit: int = 512
+    chat: Chat,
+    examples: Sequence[Example],
+    blank: bool = False,
+    limit: int = 512,
+    ended: bool = False,
 ) -> list[Text]:
     """The examples through the chat template, with an empty user turn if `blank`.
 
     Replies are cut to `limit` tokens. An example whose prompt is longer is left out: the published
-    code cuts the prompt, and so loses the assistant's tag at its end.
+    code cuts the prompt, and so loses the assistant's tag at its end. If `ended`, what ends a
+    reply follows those that are not cut: a model that learns to say it has to learn to stop.
 
     Raises:
         Failure: no example is left.
     """
     texts = []
+    end = end_of_reply(chat) if ended else []
     for example in examples:
         messages = user("" if blank else example.behavior.request)
         (prompt,) = chat.encode([chat.render(messages)])
         if len(prompt) <= limit:
-            texts.append(Text(prompt, chat.target_ids(messages, example.reply)[:limit]))
+            reply = chat.target_ids(messages, example.reply)
+            texts.append(Text(prompt, reply[:limit] if len(reply) > limit else [*reply, *end]))
     if examples and not texts:
         raise Failure(f"no prompt of the training data has at most {limit} tokens")
     return texts
+
+
+def end_of_reply(chat: Chat) -> list[int]:
+    """The ids that the template writes between a reply and the next turn, up to the end token.
+
+    That is the first special token, or the tokenizer's own where the template writes none.
+    """
+    tokenizer = chat.tokenizer
+    answered = (*user("x"), {"role": "assistant", "content": "y"})
+    open_end, whole = chat.render(answered), chat.render((*answered, *user("z")))
+    written = whole[len(open_end) :] if whole.startswith(open_end) else ""
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    first = next((place for place, token in enumerate(ids) if token in special), None)
+    return [tokenizer.eos_token_id] if first is None else list(ids[: first + 1])
 
 
 def tokenise_split(chat: Chat, examples: Sequence[Example]) -> SplitTexts:

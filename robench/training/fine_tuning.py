@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robench.model.chat_model import ChatModel
-from robench.training.corpus import Text, collate, draw_texts
+from robench.training.corpus import Batch, Text, collate, draw_texts
+
+
+def reply_logits(model: ChatModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits (tokens, vocab) in fp32 of all reply tokens of a batch, and their ids (tokens,)."""
+    before = batch.response.roll(-1, dims=1)  # the token in front of each reply token
+    before[:, -1] = False
+    _, logits = model.forward(batch.ids, batch.all_text, tokens=before, logits=True)
+    return logits.float(), batch.ids[batch.response].to(logits.device)
 
 
 class FineTuning:
@@ -19,6 +27,8 @@ class FineTuning:
         batch: texts per step.
         steps: after which training ends.
         rng: draws the batches; its state is part of a checkpoint.
+        mixed: tokenised examples of another kind.
+        share: of each batch that is drawn from `mixed`, the rest from `texts`.
     """
 
     def __init__(
@@ -28,17 +38,17 @@ class FineTuning:
         batch: int,
         steps: int,
         rng: torch.Generator,
+        mixed: Sequence[Text] = (),
+        share: float = 0.0,
     ) -> None:
         self.model, self.texts, self.batch, self.steps = model, texts, batch, steps
+        self.mixed, self.share = mixed, share
         self.rng = rng
 
     def backward(self, step: int) -> dict[str, float]:
-        batch = collate(draw_texts(self.texts, self.batch, self.rng))
-        before = batch.response.roll(-1, dims=1)  # the token in front of each reply token
-        before[:, -1] = False
-        _, logits = self.model.forward(batch.ids, batch.all_text, tokens=before, logits=True)
-        answer = batch.ids[batch.response].to(logits.device)
-        loss = cross_entropy(logits.float(), answer)
+        mixed = draw_texts(self.mixed, round(self.share * self.batch), self.rng)
+        texts = draw_texts(self.texts, self.batch - len(mixed), self.rng)
+        loss = cross_entropy(*reply_logits(self.model, collate([*mixed, *texts])))
         loss.backward()
         return {"answer": loss.item()}
 

@@ -13,7 +13,7 @@ from robench.methods.storable import memory_problem, prompt_problem
 from robench.results.artifacts import save_prompts
 from robench.testing import Report, check, judge_problems, tiny
 
-PREFILL = f"{Path(__file__).parents[1] / 'prefill.py'}:Prefill"
+PREFILLING = f"{Path(__file__).parents[2] / 'attacks' / 'prefilling.py'}:Prefilling"
 HEAD = """
 import math
 import random
@@ -89,7 +89,7 @@ def prompts(written, prompt: str) -> Report:
 
 
 def test_a_strangers_attack_of_a_few_lines_passes():
-    assert check(PREFILL) == ([], [])
+    assert check(PREFILLING) == ([], [])
 
 
 @pytest.mark.parametrize(

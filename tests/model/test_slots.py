@@ -206,6 +206,21 @@ def test_pruning_keeps_the_best(family, enough, min_pruned, eager, monkeypatch):
     assert n_pruned > n / 10
 
 
+def test_the_output_head_gets_no_view_of_the_states(eager):
+    """PyTorch multiplies a view of three dimensions by a copy of the head's matrix per row."""
+    model = tiny()
+    seen = []
+    head = model.network.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    slots = model.slots([user(f"{t}{GAP}") for t in TEXTS], TARGETS)
+    parent = draw(model, 3, 4)
+    for prune in (False, True):
+        slots.loss(swapped(model, parent, 9), parent, prune)
+    model.generate([Prompt(user(text)) for text in TEXTS])
+    model.hidden([Prompt(user(text)) for text in TEXTS])
+    assert len(seen) > 10 and all(seen)
+
+
 def test_a_nan_is_never_pruned(eager, monkeypatch):
     model, slots = make()
     parent = draw(model, 3, 4)

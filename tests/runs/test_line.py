@@ -240,16 +240,15 @@ def test_another_question_is_refused_by_name(finished, call):
 
 def test_attacks_may_be_added_and_other_versions_warn(finished, tmp_path, call):
     out = shutil.copytree(finished, tmp_path / "run")
-    prefill = f"{Path(__file__).parents[1] / 'prefill.py'}:Prefill"
     record = json.loads((out / "run.json").read_text())
     record["versions"]["numpy"] = "0.0.1"
     (out / "run.json").write_text(json.dumps(record))
-    more = ["--attacks", "direct", prefill, "--defenses", "none"]
+    more = ["--attacks", "direct", "prefilling", "--defenses", "none"]
     code, told, err = call(*words(out, *more, settings=()))
     assert code == 0
     assert "warning: numpy was 0.0.1 here" in told + err
     board = pd.read_csv(out / "leaderboard.csv").set_index("defense")
-    assert board.loc["circuit_breaker", "attacks_missing"] == "Prefill"
+    assert board.loc["circuit_breaker", "attacks_missing"] == "prefilling"
     assert board["suite"].str.startswith("custom-").all()
 
 

@@ -1,14 +1,18 @@
 """Training text -> batches: the masks are right, whatever the padding."""
 
+from copy import copy
+
 import pytest
 import torch
 
 from robench.errors import Failure
+from robench.model.chat import Chat
 from robench.testing import tiny
 from robench.training.corpus import (
     collate,
     draw_safe_texts,
     draw_texts,
+    end_of_reply,
     split_examples,
     tokenise,
     tokenise_split,
@@ -87,3 +91,26 @@ def test_safe_texts_are_refusals_then_harmless_answers():
         draw_safe_texts(texts._replace(refused=[]), 5, 0.5, torch.Generator())
     without = draw_safe_texts(texts._replace(refused=[]), 2, 0.0, torch.Generator())
     assert without == texts.harmless * 2
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (None, "<|end|>"),
+        ("{% for m in messages %}{{ m['content'] + ' <|end|>' }}{% endfor %}", " <|end|>"),
+        ("{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}", "<|end|>"),
+    ],
+)
+def test_a_reply_may_be_followed_by_what_the_template_ends_it_with(template, end):
+    chat = MODEL.chat if template is None else Chat(copy(MODEL.chat.tokenizer))
+    if template is not None:
+        chat.tokenizer.chat_template = template
+        chat = Chat(chat.tokenizer)
+    ids = end_of_reply(chat)
+    assert MODEL.decode(ids).replace(" ", "") == end.strip()
+    plain, ended = (tokenise(chat, EXAMPLES, ended=flag) for flag in (False, True))
+    assert [[*text.reply, *ids] for text in plain] == [text.reply for text in ended]
+    shorter = max(len(text.prompt) for text in plain)
+    cut = tokenise(chat, EXAMPLES, limit=shorter, ended=True)
+    for text, example in zip(cut, plain, strict=True):
+        assert text.reply == example.reply[:shorter] + ids * (len(example.reply) <= shorter)
