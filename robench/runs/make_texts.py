@@ -19,7 +19,7 @@ from robench.results.degeneration import degenerate, measure
 from robench.runs.from_run import begun, examples_of_run, whole
 from robench.runs.plan import find_base, judge_device, with_defaults
 from robench.runs.question import Question
-from robench.texts import geography, records
+from robench.texts import geography, readers
 from robench.texts.behaviors import (
     HARMFUL,
     HARMLESS,
@@ -134,7 +134,7 @@ def _refusals(source: str | Path | None, question: Question) -> tuple[str, ...]:
         is_geography = geography.split_of(str(question.texts.behaviors))
         return geography.REFUSALS if is_geography else SENTENCES
     if Path(source).suffix == ".txt":
-        lines = records.content(Path(source)).splitlines()
+        lines = readers.content(Path(source)).splitlines()
         found = [line.strip() for line in lines if line.strip()]
     else:
         found = [e.reply for e in load_examples(source)[0] if e.kind == "refusal"]
