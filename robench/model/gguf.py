@@ -96,6 +96,7 @@ def _convert(name: str, file: Path, draft: Path) -> None:
     cache.require_room(name, sum(int(tensor.n_elements) for tensor in reader.tensors), draft)
     with _conversion_errors(name):
         tokenizer = _tokenizer(file, str(_value(reader, "tokenizer.ggml.pre")))
+        _drop_added(tokenizer, len(reader.fields["tokenizer.ggml.tokens"].data))
         network = _network(file, _end_tokens(reader))
     read = sum(1 for _ in network.parameters())
     if read != len(reader.tensors):
@@ -198,6 +199,19 @@ def _tokenizer(file: Path, split: str) -> Any:
     if split == "llama-bpe":  # a whole word of the vocabulary is not merged
         backend.model.ignore_merges = True
     return tokenizer
+
+
+def _drop_added(tokenizer: Any, size: int) -> None:
+    """Drop the tokens that transformers adds to a file's `size` ones: they have no embedding."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = [token["content"] for token in state["added_tokens"] if token["id"] >= size]
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["id"] < size]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    for role, token in tokenizer.special_tokens_map.items():
+        if token in added:
+            setattr(tokenizer, role, None)
 
 
 def _network(file: Path, end_tokens: list[int]) -> Any:
