@@ -44,7 +44,9 @@ class Adapter:
         folder = folder_of(self.path, what="adapter")
         for part in _PARTS:
             if not (folder / part).is_file():
-                raise InputError(f"adapter {self.path}: no {part} in {folder}")
+                raise InputError(
+                    f"adapter {self.path}: no {part} in {folder} (only safetensors are read)"
+                )
         adapter_config(folder)
         return folder
 

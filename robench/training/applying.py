@@ -90,9 +90,7 @@ def adapter_config(folder: Path) -> Any:
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, __version__
 
     path = folder / CONFIG
-    settings = files.read_json(path)
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} is damaged: it is not a JSON object")
+    settings = _settings(path)
     kind = settings.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(name.value) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
@@ -115,6 +113,18 @@ def adapter_config(folder: Path) -> Any:
             return cls(**{name: v for name, v in settings.items() if name not in strange})
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = files.read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; save or download the adapter again") from None
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"{path} is damaged: it is not a JSON object; save or download the adapter again"
+        )
+    return settings
 
 
 def _refuse_other_kinds(config: Any, rejected: str) -> None:
