@@ -104,9 +104,13 @@ class Model:
             raise Failure("an external model needs a harness that loads models")
         with self._as_a_defense():
             other = ctx.model(self.path)
+        try:
+            chat = Chat(other.chat.tokenizer, model.chat.system, model.chat.template_args)
+        except InputError as error:  # its template is another one than the base model's
+            raise Failure(f"model:{self.path}: {error}") from error
         yield replace(
             other,
-            chat=Chat(other.chat.tokenizer, model.chat.system, model.chat.template_args),
+            chat=chat,
             max_new_tokens=model.max_new_tokens,
             max_thinking_tokens=model.max_thinking_tokens,
         )

@@ -14,6 +14,7 @@ from robench import run
 from robench.errors import Failure, InputError
 from robench.identity import source_digest
 from robench.methods.registry import load_class, resolve
+from robench.model.chat import Chat
 from robench.model.loading import BUILT_IN, find_model
 from robench.model.loading import load_model as load_model
 from robench.results.store import RunStore
@@ -153,3 +154,16 @@ def test_a_whole_model_takes_the_base_models_place(tmp_path):
         assert target.max_new_tokens == tiny().max_new_tokens
         assert torch.equal(target.hidden(PROMPT), load_model(find_model(BUILT_IN)).hidden(PROMPT))
     assert source_digest(defense) == source_digest(resolve("defense", reference).instance)
+
+
+def test_a_whole_model_whose_template_lacks_what_the_run_gives_is_a_failure(tmp_path):
+    ctx = replace(tiny_context(), model=lambda name: load_model(find_model(name)))
+    defense = resolve("defense", f"model:{find_model(BUILT_IN).folder}").instance
+    tokenizer = load_model(find_model(BUILT_IN)).chat.tokenizer
+    tokenizer.chat_template += "{# style #}"
+    base = replace(tiny(), chat=Chat(tokenizer, template_args={"style": "plain"}))
+    with (
+        pytest.raises(Failure, match=r"model:.*--template-arg style: .* no such variable"),
+        defense.applied(base, ctx, tmp_path / "unused"),
+    ):
+        pass
