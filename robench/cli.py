@@ -202,11 +202,15 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
     if not question.judges:
         raise InputError("name the judges: --judges harmbench strongreject")
     device = choose_device(question.judge_device)
-    unscored = rejudge(folder, question.judges, question.settings, device)
+    found = rejudge(folder, question.judges, question.settings, device)
     typer.echo(tables([folder]))
-    if unscored:
-        typer.echo(f"{unscored} replies could not be scored; the same command tries them again")
-    return 0
+    if found.unscored:
+        typer.echo(
+            f"{found.unscored} replies could not be scored; the same command tries them again"
+        )
+    for name in found.silent:
+        typer.echo(f"no reply to a harmful request could be scored by {name}", err=True)
+    return HOLES if found.silent else 0
 
 
 @app.command()
