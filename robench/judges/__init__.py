@@ -11,7 +11,7 @@ from robench.errors import InputError
 from robench.identity import source_digest
 from robench.methods.contract import score_problems
 from robench.methods.registry import Method, method_name, resolve_all
-from robench.types import threshold_of
+from robench.types import reads_content, threshold_of
 
 if TYPE_CHECKING:
     from robench.types import Behavior, Judge
@@ -38,7 +38,9 @@ def resolved(
 def record(judge: Judge) -> dict[str, Any]:
     """What a judge's verdicts depend on: class, fields, threshold, source and `identity`.
 
-    Fields with `compare=False` (a device, a time-out) change no verdict and are left out.
+    Whether it reads what replies say is part of it.
+
+    Fields with `compare=False` (a device, a time-out) change no verdict: see `circumstances`.
     `identity`, which a judge may have, is a mapping of what its fields do not tell: the commit of
     its model, the hash of its prompt. `method` is its registered name, or its class's name.
 
@@ -53,9 +55,21 @@ def record(judge: Judge) -> dict[str, Any]:
         "method": method_name("judge", judge),
         **deciding,
         "threshold": threshold_of(judge),
+        "reads_content": reads_content(judge),
         "source": source_digest(judge),
         **getattr(judge, "identity", {}),
     }
+
+
+def circumstances(judge: Judge) -> dict[str, Any]:
+    """The fields of a judge that change no verdict, as where its model works or answers.
+
+    They are recorded beside the question, of which they are no part.
+    """
+    if not is_dataclass(judge):
+        return {}
+    names = [field.name for field in fields(judge) if not field.compare]
+    return {name: value for name, value in as_dict(judge).items() if name in names}
 
 
 def scores(

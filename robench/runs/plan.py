@@ -5,6 +5,7 @@ What needs transformers is imported where cells are left to do: a finished run a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -31,7 +32,7 @@ from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
 from robench.runs.question import ModelSpec, Question
 from robench.runs.run_texts import RunTexts, gather, lacking
-from robench.types import Behavior, Judge
+from robench.types import Behavior, Judge, reads_content
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,12 +161,25 @@ class Plan:
             store.check_cells(cells, replace=replace)
             pending = self.pending(store)
             print(self._counts(store, pending), flush=True)
-            for note in self.texts.notes:
+            notes = [*self.texts.notes, *self._advice(store)]
+            for note in notes:
                 print(f"note: {note}", flush=True)
             if any(group.cells for group in pending):
                 self._execute(store, pending, keep_going, tflops)
             tables([store.folder])
-        return Outcome.of(store, cells)
+        return Outcome.of(store, cells, *(f"note: {advice}" for advice in self._advice(store)))
+
+    def _advice(self, store: RunStore) -> list[str]:
+        """Which judge to add where none reads what a real model's replies say."""
+        if self.files.name == loading.BUILT_IN or any(map(reads_content, self.judges.values())):
+            return []
+        command = shlex.join(
+            ["robench", "judge", str(store.folder), "--judges", f"rubric:{self.files.name}"]
+        )
+        return [
+            f"{' and '.join(self.judges)} cannot tell whether a reply helps: add a judge that "
+            f"reads replies (another model than the one under test is better): {command}"
+        ]
 
     def _execute(
         self, store: RunStore, pending: Sequence[Group], keep_going: bool, tflops: float | None
@@ -212,6 +226,7 @@ class Plan:
             "threads": torch.get_num_threads(),
             "commit": self.files.commit,
             "attention": base.network.config._attn_implementation,
+            "judges": {name: judges.circumstances(judge) for name, judge in self.judges.items()},
         }
 
     def _counts(self, store: RunStore, pending: Sequence[Group]) -> str:

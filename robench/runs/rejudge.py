@@ -54,7 +54,8 @@ def judge(
         chosen = judges.resolved(references, settings or {}, device)
         refuse_unused_settings(settings or {}, chosen)
         for method in chosen:
-            store.register_judge(method.name, judges.record(method.instance))
+            record, apart = judges.record(method.instance), judges.circumstances(method.instance)
+            store.register_judge(method.name, record, apart)
         unscored = sum(_score(store, requests, method.name, method.instance) for method in chosen)
         return Rejudged(unscored, tuple(m.name for m in chosen if _silent(store, m.name)))
 

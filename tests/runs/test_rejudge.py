@@ -331,7 +331,7 @@ def test_a_judge_with_a_model_of_its_own_is_set_by_its_folder(folder: Path, tmp_
     assert "nothing could be scored" in text
     record = json.loads((folder / "judges.json").read_text())["harmbench"]
     wanted = {"method", "model", "revision", "tokens", "commit", "prompt_sha256", "source"}
-    wanted |= {"threshold"}
+    wanted |= {"threshold", "reads_content", "circumstances"}
     assert set(record) == wanted
 
 
