@@ -152,6 +152,8 @@ class Completions:
             else:
                 self._answered, self._silent = monotonic(), False
                 return completion(answer)
+            if stop.is_set():
+                break  # nobody waits for it any more
             if self._left() <= 0:
                 self._silent = True
                 break
