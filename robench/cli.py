@@ -290,7 +290,8 @@ def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class
     report = checks.check(reference)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo("\n".join(report.problems) or f"{reference} passes")
+    problems = [f"{reference}: {problem}" for problem in report.problems]
+    typer.echo("\n".join(problems) or f"{reference} passes")
     return WRONG_INPUT if report.problems else 0
 
 

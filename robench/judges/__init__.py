@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from robench.config import as_dict
+from robench.config import as_dict, plain
 from robench.errors import InputError
 from robench.identity import source_digest
 from robench.methods.contract import score_problems
+from robench.methods.faults import blamed
 from robench.methods.registry import Method, method_name, resolve_all
 from robench.types import reads_content, threshold_of
 
@@ -46,6 +47,7 @@ def record(judge: Judge) -> dict[str, Any]:
 
     Raises:
         InputError: what the judge needs is missing.
+        TypeError, ValueError: its identity cannot be recorded.
     """
     deciding: dict[str, Any] = {}
     if is_dataclass(judge):
@@ -54,11 +56,18 @@ def record(judge: Judge) -> dict[str, Any]:
     return {
         "method": method_name("judge", judge),
         **deciding,
+        **plain(_identity(judge)),
         "threshold": threshold_of(judge),
         "reads_content": reads_content(judge),
         "source": source_digest(judge),
-        **getattr(judge, "identity", {}),
     }
+
+
+def _identity(judge: Judge) -> dict[str, Any]:
+    identity = getattr(judge, "identity", {})
+    if not isinstance(identity, Mapping):
+        raise TypeError(f"its identity is a {type(identity).__name__}, no mapping")
+    return dict(identity)
 
 
 def circumstances(judge: Judge) -> dict[str, Any]:
@@ -78,9 +87,11 @@ def scores(
     """What a judge says of replies, held to its contract.
 
     Raises:
-        InputError: it does not give each reply a score in [0, 1] or NaN.
+        InputError: it does not give each reply a score in [0, 1] or NaN, or raises an error and
+            does not come with robench.
     """
-    given = judge.score(behaviors, replies)
+    with blamed("judge", name, judge):
+        given = judge.score(behaviors, replies)
     for problem in score_problems(len(replies), given):
         raise InputError(f"judge {name} {problem}")
     return [float(score) for score in given]

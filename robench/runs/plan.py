@@ -20,7 +20,8 @@ from robench import judges
 from robench.config import as_dict, assignments, suggestion
 from robench.errors import InputError
 from robench.methods.contract import refusal
-from robench.methods.registry import refuse_unused_settings, resolve_all
+from robench.methods.faults import blamed, of
+from robench.methods.registry import Method, refuse_unused_settings, resolve_all
 from robench.model import loading
 from robench.results.schema import HARMLESS_ROLES, Info, Suite
 from robench.results.store import Cell, RunStore
@@ -262,7 +263,7 @@ def plan(question: Question) -> Plan:
     if matrix.skip_lacking:
         attacks = [method for method in attacks if not lacking(method, texts)]
         defenses = [method for method in defenses if not lacking(method, texts)]
-    shared = _shared(question, matrix, files, texts, chosen_judges)
+    shared = _shared(question, matrix, files, texts, chosen)
     return Plan(
         question=question,
         suite={"name": matrix.name, "attacks": list(named)},
@@ -307,25 +308,29 @@ def _shared(
     matrix: Matrix,
     files: loading.ModelFiles,
     texts: RunTexts,
-    chosen_judges: Mapping[str, Judge],
+    chosen: Sequence[Method],
 ) -> dict[str, Any]:
     """What the headers of all cells have in common; a folder is of one such record."""
+    records = {}
+    for judge in chosen:
+        with blamed(*of(judge)):
+            records[judge.name] = judges.record(judge.instance)
     return {
         "model": files.name,
         "weights": files.weights,
         "template": files.template,
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),
-        "judges": list(chosen_judges),
-        "tune_judge": _tune_judge(question.tune_judge, chosen_judges),
-        "judge_fields": {name: judges.record(judge) for name, judge in chosen_judges.items()},
+        "judges": list(records),
+        "tune_judge": _tune_judge(question.tune_judge, list(records)),
+        "judge_fields": records,
         "dtype": question.model.dtype,
         **asdict(question.replies),
         **texts.checksums(),
     }
 
 
-def _tune_judge(asked: str | None, chosen_judges: Mapping[str, Judge]) -> str:
+def _tune_judge(asked: str | None, names: Sequence[str]) -> str:
     """The judge by which attacks choose settings, by default not the one that decides.
 
     Settings that suit the judge of the verdicts would make an attack look stronger than it is.
@@ -333,7 +338,6 @@ def _tune_judge(asked: str | None, chosen_judges: Mapping[str, Judge]) -> str:
     Raises:
         InputError: it is none of the run's.
     """
-    names = list(chosen_judges)
     if asked is None:
         return names[min(1, len(names) - 1)]
     if asked not in names:

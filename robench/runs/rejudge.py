@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from robench import judges
+from robench.methods.faults import blamed, of
 from robench.methods.registry import refuse_unused_settings
 from robench.results.store import RunStore, replied
 from robench.runs.question import Settings
@@ -54,7 +55,9 @@ def judge(
         chosen = judges.resolved(references, settings or {}, device)
         refuse_unused_settings(settings or {}, chosen)
         for method in chosen:
-            record, apart = judges.record(method.instance), judges.circumstances(method.instance)
+            with blamed(*of(method)):
+                record = judges.record(method.instance)
+            apart = judges.circumstances(method.instance)
             store.register_judge(method.name, record, apart)
         unscored = sum(_score(store, requests, method.name, method.instance) for method in chosen)
         return Rejudged(unscored, tuple(m.name for m in chosen if _silent(store, m.name)))
