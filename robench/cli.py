@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robench import __version__
+from robench import __version__, console
 from robench.config import suggestion
 from robench.errors import Failure, InputError
 from robench.methods import registry
@@ -49,6 +49,7 @@ app.add_typer(organism, name="organism")
 
 def main() -> int:
     """Run the command of `sys.argv`; the user's mistakes become one line on stderr."""
+    console.forgive()
     try:
         code = app(spread(sys.argv[1:]) or ["--help"], prog_name="robench", standalone_mode=False)
     except InputError as error:
