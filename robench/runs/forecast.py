@@ -58,7 +58,7 @@ class Setup:
     samples:        drawn replies to a final attempt
     chunk:          behaviors that an attack receives at once
     rate:           sustained TFLOP/s of the device
-    measured:       whether `rate` was measured here
+    how:            where `rate` comes from
     """
 
     device: str
@@ -67,7 +67,7 @@ class Setup:
     samples: int
     chunk: int
     rate: float = 1.0
-    measured: bool = False
+    how: str = "as given"
 
 
 @dataclass(frozen=True)
@@ -305,10 +305,9 @@ def _totals(expected: pd.DataFrame) -> list[str]:
     estimate: Estimate = expected.attrs["estimate"]
     setup, weights = estimate.setup, estimate.shape.weights / GIB
     sums = expected[["tflop", "replies_tflop", "seconds"]].sum()
-    how = "measured with matrix products on" if setup.measured else "as given for"
     total = (
         f"about {sums['tflop']:.3g} TFLOP, and for replies at most {sums['replies_tflop']:.3g}: "
-        f"{duration(sums['seconds'])} at {setup.rate:.3g} TFLOP/s, {how} {setup.device}"
+        f"{duration(sums['seconds'])} at {setup.rate:.3g} TFLOP/s, {setup.how}"
     )
     if expected["steps"].isna().any():
         total += "; without the rows with ?"

@@ -31,7 +31,9 @@ from robench.runs.devices import choose_device, default_dtype, hardware
 from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
+from robench.runs.protocols import with_protocol
 from robench.runs.question import ModelSpec, Question
+from robench.runs.rates import expected, given
 from robench.runs.run_texts import RunTexts, gather, lacking
 from robench.types import Behavior, Judge, reads_content
 
@@ -100,16 +102,21 @@ class Plan:
 
         Args:
             groups: some of the plan's, by default all.
-            tflops: sustained TFLOP/s of the device; by default it is measured in half a second.
+            tflops: sustained TFLOP/s of the device; by default that of matrix products, measured in
+                half a second, of a GPU times the share that the engine reached in a benchmark.
         """
         from robench.runs.forecast import Estimate, Setup, forecast, measured_rate
 
         spec = self.question.model
         assert spec.device and spec.dtype
-        rate = measured_rate(spec.device, spec.dtype) if tflops is None else tflops
+        rate = (
+            expected(measured_rate(spec.device, spec.dtype), spec.device, hardware(spec.device))
+            if tflops is None
+            else given(tflops, spec.device)
+        )
         length = self.shared["max_new_tokens"]
         samples = self.question.replies.samples
-        setup = Setup(spec.device, spec.dtype, length, samples, CHUNK, rate, tflops is None)
+        setup = Setup(spec.device, spec.dtype, length, samples, CHUNK, *rate)
         estimate = Estimate(self.files, self.question.replies.system, self.texts, setup)
         return forecast(self.groups if groups is None else groups, estimate)
 
@@ -287,6 +294,7 @@ def find_base(spec: ModelSpec) -> loading.ModelFiles:
 
 def with_defaults(question: Question) -> Question:
     """The question with what depends on the model and on this machine filled in."""
+    question = with_protocol(question)
     spec, replies = question.model, question.replies
     built_in = spec.id == loading.BUILT_IN
     device = choose_device(spec.device, spec.device_map)
@@ -297,7 +305,7 @@ def with_defaults(question: Question) -> Question:
         model=replace(spec, device=device, dtype=spec.dtype or default_dtype(device, built_in)),
         replies=replace(
             replies,
-            max_new_tokens=replies.max_new_tokens or (64 if built_in else 256),
+            max_new_tokens=replies.max_new_tokens or (64 if built_in else 512),
             temperature=(replies.temperature or 1.0) if replies.samples else None,
         ),
     )
