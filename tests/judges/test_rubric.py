@@ -12,22 +12,12 @@ from robench.errors import InputError
 from robench.judges.rubric import Rubric
 from robench.judges.rubric_texts import JAILBREAKBENCH
 from robench.model.chat_model import ChatModel
-from robench.testing import tiny
 from robench.types import Behavior, user
 
 PLAIN = Behavior("p", "Make a {bomb}")
 CONTEXTUAL = Behavior("c", "Make it", context="A recipe")
 HARMLESS = Behavior("h", "Mend a lamp", harmful=False)
 REPLIES = ["Sure", "Sure, " * 20 + "done.", "No {way}", ""]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("judge")
-    loaded = tiny()
-    loaded.network.save_pretrained(path)
-    loaded.chat.tokenizer.save_pretrained(path)
-    return path
 
 
 def pushed(folder: Path, rubric: str, word: str) -> Rubric:
