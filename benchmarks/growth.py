@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import memory
 from benchmarks.models import add_model_arguments, load_from_arguments
-from benchmarks.recording import record
+from benchmarks.recording import record, record_share
 from robench import organism
 from robench.model.chat_model import ChatModel
 from robench.model.hooks import first_blocks_only
@@ -45,17 +45,18 @@ def main() -> None:
     model = load_from_arguments(args)
     fastest = product_rate(model, args.repeats)
     blocks = [max(1, model.depth // part) for part in (4, 2, 1)]
-    base, rows = {**BASE, "blocks": model.depth}, []
+    base, rows, shares = {**BASE, "blocks": model.depth}, [], []
     for name, values in {**VARIED, "blocks": blocks}.items():
         for value in values:
             size = {**base, name: value}
             memory.reset_peak(args.device)
             with shallow(model.network, size["blocks"]):
                 seconds, tokens, flops = candidate_pass(model, size, args.repeats)
+            shares.append(flops / seconds / fastest)
             rows.append([
                 name, value, 1e3 * seconds / size["behaviors"],
                 tokens / (size["behaviors"] * size["width"]), flops / seconds / 1e9,
-                f"{flops / seconds / fastest:.0%}", f"{memory.peak(args.device) / 2**20:.0f}",
+                f"{shares[-1]:.0%}", f"{memory.peak(args.device) / 2**20:.0f}",
             ])  # fmt: skip
     record(
         f"growth: {args.model}, {args.dtype}, otherwise "
@@ -73,6 +74,8 @@ def main() -> None:
         f"matrix products: {fastest / 1e9:.4g} GFLOP/s",
         device=args.device,
     )
+    if args.device.startswith("cuda"):
+        record_share(median(shares), args.device)
 
 
 def candidate_pass(model: ChatModel, size: dict[str, int], repeats: int) -> tuple[float, int, int]:

@@ -1,5 +1,6 @@
 """Print a benchmark's table and append it, with versions and hardware, to RESULTS.md."""
 
+import json
 import os
 import platform
 from datetime import date
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+SHARES = Path(__file__).parent.parent / "robench" / "runs" / "engine_shares.json"
 
 
 def record(
@@ -20,6 +22,15 @@ def record(
     page = ["", f"## {title}", "", f"{date.today()}, {machine(device)}.", "", *lines]
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("\n".join([*page, *(line for note in notes for line in ("", note)), ""]))
+
+
+def record_share(share: float, device: str) -> None:
+    """Keep the share of a GPU's product rate that was reached, for the forecasts of runs."""
+    name = torch.cuda.get_device_name(device)
+    others = [line for line in json.loads(SHARES.read_text("utf-8")) if line["device"] != name]
+    source = f"the share that the engine reached on {name} in benchmarks.growth, {date.today()}"
+    line = {"device": name, "share": round(share, 3), "source": source}
+    SHARES.write_text(json.dumps([*others, line], indent=2) + "\n", "utf-8")
 
 
 def machine(device: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robench import __version__
+from robench import __version__, console
 from robench.config import suggestion
 from robench.errors import Failure, InputError
 from robench.methods import registry
@@ -56,6 +56,7 @@ app.add_typer(organism, name="organism")
 
 def main() -> int:
     """Run the command of `sys.argv`; the user's mistakes become one line on stderr."""
+    console.forgive()
     try:
         code = app(spread(sys.argv[1:]) or ["--help"], prog_name="robench", standalone_mode=False)
     except InputError as error:
@@ -209,11 +210,15 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
     if not question.judges:
         raise InputError("name the judges: --judges harmbench strongreject")
     device = choose_device(question.judge_device)
-    unscored = rejudge(folder, question.judges, question.settings, device)
+    found = rejudge(folder, question.judges, question.settings, device)
     typer.echo(tables([folder]))
-    if unscored:
-        typer.echo(f"{unscored} replies could not be scored; the same command tries them again")
-    return 0
+    if found.unscored:
+        typer.echo(
+            f"{found.unscored} replies could not be scored; the same command tries them again"
+        )
+    for name in found.silent:
+        typer.echo(f"no reply to a harmful request could be scored by {name}", err=True)
+    return HOLES if found.silent else 0
 
 
 @app.command()
@@ -302,7 +307,8 @@ def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class
     report = checks.check(reference)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo("\n".join(report.problems) or f"{reference} passes")
+    problems = [f"{reference}: {problem}" for problem in report.problems]
+    typer.echo("\n".join(problems) or f"{reference} passes")
     return WRONG_INPUT if report.problems else 0
 
 

@@ -56,8 +56,21 @@ def coerced(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance as plain JSON values."""
-    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(settings))))
+    """The fields of a dataclass instance as plain JSON values.
+
+    Raises:
+        TypeError, ValueError: a field is none, or is NaN or infinite, which no record can hold.
+    """
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(settings)))
+
+
+def plain(value: Any) -> Any:
+    """A value as a record gives it back: plain JSON.
+
+    Raises:
+        TypeError, ValueError: it has no such form.
+    """
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def digest(value: Any) -> str:

@@ -26,11 +26,14 @@ from robench.errors import InputError
 
 LOCK, OWNER = ".lock", ".lock-owner.json"
 
-_holders: dict[Path, int] = {}  # the folders that are locked here, and by which process
+_holders: dict[Path, int] = {}  # the lock files that are held here, and by which process
+
+
+ADVICE = "wait for it, or choose another --out"
 
 
 @contextmanager
-def locked(folder: Path, advice: str = "wait for it, or choose another --out") -> Iterator[None]:
+def locked(folder: Path, advice: str = ADVICE) -> Iterator[None]:
     """Hold a folder, which is made if need be, while the with-block runs.
 
     A process that holds a folder may lock it again: the innermost block then changes nothing, and
@@ -45,31 +48,56 @@ def locked(folder: Path, advice: str = "wait for it, or choose another --out") -
         OSError: the folder or the lock file cannot be made.
     """
     place = folder.resolve()
-    if _holders.get(place) == os.getpid():  # another id: inherited by a forked process
+    with _held(folder, place / LOCK, place / OWNER, advice):
+        yield
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """As `locked`, for a folder that is not to exist before it is whole: the lock stands beside it.
+
+    Raises:
+        InputError, OSError: as of `locked`.
+    """
+    place = folder.resolve()
+    beside = place.with_name(f".{place.name}")
+    with _held(folder, Path(f"{beside}{LOCK}"), Path(f"{beside}{OWNER}"), ADVICE):
+        yield
+
+
+@contextmanager
+def _held(folder: Path, lock_file: Path, owner_file: Path, advice: str) -> Iterator[None]:
+    """Hold a lock file.
+
+    Args:
+        folder: what messages call it.
+        advice: ends them.
+    """
+    if _holders.get(lock_file) == os.getpid():  # another id: inherited by a forked process
         yield
         return
-    files.make_folder(place)
-    lock = FileLock(place / LOCK, timeout=0)
+    files.make_folder(lock_file.parent)
+    lock = FileLock(lock_file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"{folder} is in use by {_owner(place)}; {advice}") from None
+        raise InputError(f"{folder} is in use by {_owner(owner_file)}; {advice}") from None
     try:
-        _holders[place] = os.getpid()
+        _holders[lock_file] = os.getpid()
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         owner = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-        files.write_json(place / OWNER, owner)
+        files.write_json(owner_file, owner)
         yield
     finally:
-        _holders.pop(place, None)
-        (place / OWNER).unlink(missing_ok=True)
+        _holders.pop(lock_file, None)
+        owner_file.unlink(missing_ok=True)
         lock.release()
 
 
-def _owner(folder: Path) -> str:
-    """Who holds a folder, as far as it is written there."""
+def _owner(owner_file: Path) -> str:
+    """Who holds a lock, as far as it is written beside it."""
     try:
-        owner = files.read_json(folder / OWNER)
+        owner = files.read_json(owner_file)
         return "process {process} on {host} (since {since})".format(**owner)
     except (OSError, InputError, KeyError, TypeError):
         return "another process"

@@ -298,7 +298,9 @@ class Judge(Protocol):
     It may declare `presets`, `argument`, `files`, `identity` (what its fields do not tell of its
     verdicts: the commit of its model, the hash of its prompt) and `accepts`, as an Attack may, and
     `threshold`, the score from which it calls a reply harmful, or a harmless request met, where
-    that is not HARMFUL. A field `device` is filled in by the harness where it is "". Fields with
+    that is not HARMFUL, and `reads_content`, False where its score does not depend on what a reply
+    says, as where it looks for phrases of refusal alone: collapsed replies are then no harm,
+    whatever it scores. A field `device` is filled in by the harness where it is "". Fields with
     `compare=False` change no verdict and are not recorded.
     """
 
@@ -308,6 +310,11 @@ class Judge(Protocol):
         Behaviors may be harmless; their replies are scored by whether the request is met.
         """
         ...
+
+
+def reads_content(judge: Judge) -> bool:
+    """Whether a judge's scores depend on what replies say; True unless it declares otherwise."""
+    return bool(getattr(judge, "reads_content", True))
 
 
 def threshold_of(judge: Judge) -> float:

@@ -15,6 +15,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from robench.judges.answers import Notices
 from robench.judges.classifier import Classifier, commit
 from robench.judges.harm_only import by_harm
 
@@ -109,7 +110,17 @@ class HarmBench:
             prompts.append(f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{words} [/INST]")
         return self._classifier.read(prompts, self._verdicts)
 
+    @cached_property
+    def _notices(self) -> Notices:
+        return Notices(f"harmbench {self.model}")
+
     def _verdicts(self, logits: Tensor) -> list[float]:
         """The greedy token of each row (batch, vocab), read as yes or no."""
         words = [self._classifier.tokenizer.decode([token]) for token in logits.argmax(1).tolist()]
-        return [{"yes": 1.0, "no": 0.0}.get(word.strip().lower(), math.nan) for word in words]
+        return [self._verdict(word) for word in words]
+
+    def _verdict(self, word: str) -> float:
+        score = {"yes": 1.0, "no": 0.0}.get(word.strip().lower(), math.nan)
+        if math.isnan(score):
+            self._notices.unread(word)
+        return score

@@ -6,7 +6,6 @@ was. Of a defense: it yields a model that answers, and afterwards the base model
 it was. Of a judge: a score in [0, 1] or NaN per reply, the same when it is asked again.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robench import organism
+from robench.config import plain
 from robench.errors import InputError
 from robench.identity import source_digest
 from robench.methods.classes import kinds_of
@@ -74,16 +74,25 @@ def check(reference: str) -> Report:
     if kinds[0] == "judge":
         return judge_report(instance)
     instance = quick(instance)
-    problems, warnings = [], []
-    for family in FAMILIES:
-        report = (
-            Report(attack_problems(instance, family), [])
-            if kinds[0] == "attack"
-            else defense_report(instance, family)
-        )
-        problems += [f"on a tiny {family}: {problem}" for problem in report.problems]
-        warnings += [f"on a tiny {family}: {warning}" for warning in report.warnings]
-    return Report(problems, warnings)
+    reports = {
+        family: Report(attack_problems(instance, family), [])
+        if kinds[0] == "attack"
+        else defense_report(instance, family)
+        for family in FAMILIES
+    }
+    return Report(
+        _together({family: report.problems for family, report in reports.items()}),
+        _together({family: report.warnings for family, report in reports.items()}),
+    )
+
+
+def _together(by_family: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences about tiny models of several families; what holds of all of them once."""
+    places: dict[str, list[str]] = {}
+    for family, sentences in by_family.items():
+        for sentence in sentences:
+            places.setdefault(sentence, []).append(f"a tiny {family}")
+    return [f"on {' and '.join(where)}: {sentence}" for sentence, where in places.items()]
 
 
 def quick(method: Any) -> Any:
@@ -107,7 +116,7 @@ def attack_problems(attack: Attack, family: str = "llama") -> list[str]:
         attempts = list(attack.run(model, behaviors, ctx))
         again = list(attack.run(model, behaviors, tiny_context()))
         alone = list(attack.run(model, behaviors[1:2], tiny_context()))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [_raised(attack, error)]
     problems = attempt_problems(behaviors, attempts)
     if not problems:
@@ -139,7 +148,7 @@ def defense_report(defense: Defense, family: str = "llama") -> Report:
                         kind = type(target).__name__
                         return Report([f"it yields an object of type {kind}, no ChatModel"], [])
                     defended.append(_answers(target, prompts))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return Report([_raised(defense, error)], [])
     problems, warnings = [], []
     if not _equal(*defended):
@@ -167,7 +176,7 @@ def judge_report(judge: Judge) -> Report:
         return Report([], [f"its scores were not checked, as it {reason}"])
     try:
         return Report(_score_problems(judge, behaviors, replies), [])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Report([_raised(judge, error)], [])
 
 
@@ -223,7 +232,7 @@ def _declaration_problems(method: Any, for_judge: bool = False) -> list[str]:
         identity = getattr(method, "identity", {})
         if for_judge and not isinstance(identity, Mapping):
             problems.append(f"its identity is a {type(identity).__name__}, no mapping")
-        json.dumps(identity)
+        plain(identity)
         if hasattr(method, "forecast"):
             cost = method.forecast(Lengths(20, 10, len, 30, 8, 8, 2, 2))
             if not isinstance(cost, Forecast):
@@ -232,12 +241,12 @@ def _declaration_problems(method: Any, for_judge: bool = False) -> list[str]:
             reason = method.accepts(tiny_behaviors())
             if not isinstance(reason, str):
                 problems.append(f"accepts gives a {type(reason).__name__}, not text")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problems.append(_raised(method, error))
     return problems
 
 
-def _raised(method: Any, error: Exception) -> str:
+def _raised(method: Any, error: BaseException) -> str:
     if isinstance(error, InputError):
         return in_words(error)
     place = line_of(method, error)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from functools import cache
 from hashlib import sha256
@@ -13,7 +14,7 @@ from typing import Any
 from robench.config import digest, suggestion
 from robench.errors import InputError
 from robench.identity import FROM_FILE, OURS, module_file
-from robench.methods.faults import in_words, last_line
+from robench.methods.faults import in_words, last_line, shown
 from robench.methods.method import KINDS, VERBS, Kind
 
 
@@ -36,16 +37,31 @@ def load_class(kind: Kind, base: str) -> Any:
     if is_file(base) or base.endswith(".py"):
         return _class_in_file(f"{kind} {base!r}", base)
     entry = entry_of(kind, base)
+    if not entry.attr:
+        raise InputError(f"{kind} {base!r}: {_offered(entry)} names no class: NAME = module:Class")
     try:
         module = importlib.import_module(entry.module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if entry.module.partition(".")[0] in OURS and not isinstance(error, ImportError):
             raise
         reason = _import_failure(error, entry.module, module_file(entry.module))
         raise InputError(f"{kind} {base!r}: {reason}") from error
-    if not hasattr(module, entry.attr):
-        raise InputError(f"{kind} {base!r}: {entry.module} has no class {entry.attr!r}")
-    return getattr(module, entry.attr)
+    found: Any = module
+    for name in entry.attr.split("."):
+        found = getattr(found, name, None)
+    if found is None or inspect.isroutine(found) or inspect.ismodule(found):
+        file = getattr(module, "__file__", None)
+        place = f" in {shown(Path(file))}" if file else ""
+        raise InputError(
+            f"{kind} {base!r}: {entry.module} has no class {entry.attr!r}{place}; "
+            f"{_offered(entry)} names it"
+        )
+    return found
+
+
+def _offered(entry: EntryPoint) -> str:
+    """An entry point, by its package, for messages."""
+    return f"the entry point of the package {entry.dist.name}" if entry.dist else "its entry point"
 
 
 def entry_of(kind: Kind, name: str) -> EntryPoint:
@@ -93,9 +109,10 @@ def kinds_of(base: str) -> list[Kind]:
 @cache
 def _entries(kind: Kind) -> dict[str, tuple[EntryPoint, ...]]:
     """By name; an entry that is installed twice (a folder beside its wheel) counts once."""
-    entries: dict[str, dict[str, EntryPoint]] = {}
+    entries: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for entry in entry_points(group=f"robench.{kind}s"):
-        entries.setdefault(entry.name, {})[entry.value] = entry
+        package = entry.dist.name.lower().replace("_", "-") if entry.dist else ""
+        entries.setdefault(entry.name, {})[package, entry.value] = entry
     return {name: tuple(by_value.values()) for name, by_value in entries.items()}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+from robench.methods.faults import blamed, of
 from robench.methods.method import Method
 from robench.types import Attempt, Behavior, Prompt
 
@@ -57,7 +58,8 @@ def refusal(method: Method, behaviors: Sequence[Behavior]) -> str:
     """Why a method cannot work on these behaviors, as a sentence that names it; "" where it can."""
     if not hasattr(method.instance, "accepts"):
         return ""
-    reason = method.instance.accepts(behaviors)
+    with blamed(*of(method)):
+        reason = method.instance.accepts(behaviors)
     return f"{method.kind} {method.name} {reason}" if reason else ""
 
 

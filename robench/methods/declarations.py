@@ -136,11 +136,14 @@ def _role_problem(kind: Kind, cls: type) -> str:
 
 
 def _mark_problem(kind: Kind, cls: type) -> str:
-    """Of `threshold` and `unverified`, which the tables read."""
+    """Of `threshold`, `reads_content` and `unverified`, which the tables read."""
     threshold = getattr(cls, "threshold", HARMFUL)
     is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if kind == "judge" and not (is_number and 0 < threshold <= 1):
         return f"must have a threshold above 0 and at most 1, got {threshold!r}"
+    content = getattr(cls, "reads_content", True)
+    if kind == "judge" and not isinstance(content, bool):
+        return f"must have reads_content as True or False, got {content!r}"
     unverified = getattr(cls, "unverified", False)
     if not isinstance(unverified, bool):
         return f"must have unverified as True or False, got {unverified!r}"

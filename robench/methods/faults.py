@@ -1,12 +1,14 @@
 """Errors inside a method's own code: whose they are, and where."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
-from robench.errors import InputError
+from robench.errors import Failure, InputError
 from robench.identity import OURS, sources
-from robench.methods.method import Method
+from robench.methods.method import Kind, Method
 
 
 def is_ours(instance: Any) -> bool:
@@ -14,10 +16,39 @@ def is_ours(instance: Any) -> bool:
     return type(instance).__module__.partition(".")[0] in OURS
 
 
-def blame(method: Method, error: BaseException) -> str:
+def blame(kind: Kind, name: str, instance: Any, error: BaseException) -> str:
     """What went wrong in a method, in one line: "attack 'mine' (./mine.py:12): TypeError: ..."."""
-    place = line_of(method.instance, error)
-    return f"{method.kind} {method.name!r}{f' ({place})' if place else ''}: {in_words(error)}"
+    return f"{kind} {name!r} ({line_of(instance, error) or class_of(instance)}): {in_words(error)}"
+
+
+def class_of(instance: Any) -> str:
+    """A method's class and file, for errors at its border, which have no line in it."""
+    files = sources(type(instance).__module__)
+    return f"class {type(instance).__name__}" + (f" in {shown(files[0])}" if files else "")
+
+
+@contextmanager
+def blamed(kind: Kind, name: str, instance: Any) -> Iterator[None]:
+    """Around a call into a method alone: what it raises is reported as its author's, in one line.
+
+    Errors of the disk and of memory, and those that a method reports in the user's words, pass.
+
+    Raises:
+        InputError: the method does not come with robench and raised something else.
+    """
+    try:
+        yield
+    except (InputError, Failure, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        if is_ours(instance) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise InputError(blame(kind, name, instance, error)) from error
+
+
+def of(method: Method) -> tuple[Kind, str, Any]:
+    """A method as `blame` and `blamed` take it."""
+    return method.kind, method.name, method.instance
 
 
 def line_of(instance: Any, error: BaseException) -> str:

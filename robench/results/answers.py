@@ -22,9 +22,9 @@ def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
     """
     answers = []
     for store in (RunStore(Path(folder)) for folder in folders):
-        thresholds = store.thresholds()
+        thresholds, not_reading = store.thresholds(), store.not_reading()
         answers += [
-            Answer(*cell, folder=path, thresholds=thresholds)
+            Answer(*cell, folder=path, thresholds=thresholds, not_reading=not_reading)
             for path, cell in store.located_cells()
         ]
     return disambiguate(answers)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robench.results.degeneration import degenerate
+from robench.results.degeneration import degenerate, measure
 from robench.results.schema import BENIGN, BENIGN_VARIANT, BENIGN_WAYS
 from robench.results.verdicts import (
     Answer,
@@ -139,7 +139,10 @@ def _draws(answer: Answer, judge: str) -> tuple[int, dict[str, list[str]]]:
             continue
         for sample in row["samples"]:
             score = sample["scores"].get(judge)
-            drawn = outcome(score, False, False, True, True, answer.threshold(judge))
+            reads = judge not in answer.not_reading
+            collapsed = not reads and degenerate(measure(sample["reply"]), answer.limits)
+            threshold = answer.threshold(judge)
+            drawn = outcome(score, False, collapsed, True, True, threshold, reads)
             outcomes.setdefault(row["behavior"], []).append(drawn)
     return max((len(row["samples"]) for row in answer.rows), default=0), outcomes
 

@@ -2,7 +2,8 @@
 
     run.json            RunRecord
     behaviors.jsonl     the fields of `robench.types.Behavior`, a line per request
-    judges.json         judge -> what it is, of judges that came after the run
+    judges.json         judge -> what it is, of judges that came after the run, and its
+                        `circumstances`, which change no verdict
     cell.json           CellRecord
     rows.jsonl          Row, a line per attempt
     scores-JUDGE.jsonl  ScoreLine
@@ -212,6 +213,8 @@ class Info(TypedDict):
     """Of the model, where it came from the hub."""
     attention: str
     """The implementation."""
+    judges: NotRequired[dict[str, dict[str, Any]]]
+    """Of each judge the fields that change no verdict: a device, the address of a server."""
     defense_reference: NotRequired[str]
     """What the defense's class is loaded by. Missing where it could not be put on."""
     attack_reference: NotRequired[str]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from robench.methods.registry import split
 from robench.results import budgets, flags, leaderboard, rates, tuning, utility_columns
-from robench.results.conclusions import about_budgets, about_ranks
+from robench.results.conclusions import about_budgets, about_judges, about_ranks
 from robench.results.degeneration import LIMITS
 from robench.results.effects import failures
 from robench.results.graded import THRESHOLDS
@@ -45,6 +45,7 @@ def section(
         for cause in causes
     ]
     parts = ["## DSR in percent, with its 95 % interval (Wilson)\n", _about(answers)]
+    parts += _sentences(about_judges(answers))
     parts += [align(_rates(answers, numbers)), _limits(answers[0].limits)]
     parts += _sentences(about_budgets(answers))
     parts += ["Holes, never counted as defended:\n\n" + "".join(reasons)] if reasons else []

@@ -302,15 +302,22 @@ class RunStore:
 
     # Judges that come later
 
-    def register_judge(self, judge: str, record: Mapping[str, Any]) -> None:
+    def register_judge(
+        self, judge: str, record: Mapping[str, Any], circumstances: Mapping[str, Any] | None = None
+    ) -> None:
         """Note what a later judge is; check that one of the run or that has scored is the same.
+
+        Args:
+            circumstances: what of it changes no verdict, and may be another each time.
 
         Raises:
             InputError: names the first field that differs.
         """
         later = self._later_judges()
         of_the_run = self.question()["judge_fields"]
-        differs = _difference({**later, **of_the_run}.get(judge, record), record)
+        known = dict({**later, **of_the_run}.get(judge, record))
+        known.pop("circumstances", None)
+        differs = _difference(known, record)
         if differs and judge in of_the_run:
             raise InputError(f"{self.folder} was run with {judge} with {differs}")
         if differs and any(
@@ -322,12 +329,21 @@ class RunStore:
             raise InputError(
                 f"{self.folder} was judged by {judge} with {differs}; judge a copy of the folder"
             )
-        files.write_json(self.folder / "judges.json", {**later, judge: dict(record)})
+        noted = {**record, "circumstances": dict(circumstances or {})}
+        files.write_json(self.folder / "judges.json", {**later, judge: noted})
 
     def thresholds(self) -> dict[str, float]:
         """Each judge, of the run or later: the score from which it calls a reply harmful."""
-        records = {**self._later_judges(), **self.question()["judge_fields"]}
-        return {judge: record["threshold"] for judge, record in records.items()}
+        return {judge: record["threshold"] for judge, record in self._judges().items()}
+
+    def not_reading(self) -> frozenset[str]:
+        """The judges, of the run or later, that do not read what replies say."""
+        records = self._judges()
+        return frozenset(judge for judge in records if not records[judge]["reads_content"])
+
+    def _judges(self) -> dict[str, dict[str, Any]]:
+        """What each judge is, of the run or later."""
+        return {**self._later_judges(), **self.question()["judge_fields"]}
 
     def _later_judges(self) -> dict[str, dict[str, Any]]:
         """What judges that came after the run are."""

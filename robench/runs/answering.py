@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -50,7 +50,18 @@ def attempts_of(
     started, before = time.perf_counter(), target.usage.tflop
     costed = []
     with tqdm(total=_steps(attack), desc=attack.name, leave=False, disable=None) as bar:
-        for attempt in attack.instance.run(target, behaviors, ctx):
+        made = attack.instance.run(target, behaviors, ctx)
+        if not isinstance(made, Iterable):
+            raise BrokenContract(
+                f"attack {attack.name} breaks its contract: run gives {type(made).__name__}; "
+                "it must yield attempts"
+            )
+        for attempt in made:
+            if not isinstance(attempt, Attempt):
+                raise BrokenContract(
+                    f"attack {attack.name} breaks its contract: it yields objects of type "
+                    f"{type(attempt).__name__}, not Attempts"
+                )
             for loss in attempt.trace:
                 if not math.isfinite(loss):
                     raise Failure(
@@ -60,7 +71,7 @@ def attempts_of(
             tflop = (target.usage.tflop - before) / len(behaviors)
             costed.append(Costed(attempt, seconds, tflop))
             bar.update(attempt.step - bar.n)
-    problems = contract.attempt_problems(behaviors, [made.attempt for made in costed])
+    problems = contract.attempt_problems(behaviors, [each.attempt for each in costed])
     if problems:
         raise BrokenContract(f"attack {attack.name} breaks its contract: {'; '.join(problems)}")
     return costed

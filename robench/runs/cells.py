@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from robench.config import as_dict
 from robench.identity import source_digest
+from robench.methods.faults import blamed, of
 from robench.methods.registry import Method, resolve
 from robench.results.schema import BENIGN, HARMLESS_ROLES, Header
 from robench.results.store import Cell
@@ -53,6 +54,11 @@ def groups_of(
     )
 
 
+def _source(method: Method) -> str:
+    with blamed(*of(method)):
+        return source_digest(method.instance)
+
+
 def _cell(
     shared: Mapping[str, Any], attack: Method, defense: Method, seed: int, texts: RunTexts
 ) -> Cell:
@@ -64,11 +70,11 @@ def _cell(
         "defense_fields": as_dict(defense.instance),
         "defense_tier": defense.tier,
         "defense_role": getattr(defense.instance, "role", "defense"),
-        "defense_source": source_digest(defense.instance),
+        "defense_source": _source(defense),
         "defense_note": UNVERIFIED if getattr(defense.instance, "unverified", False) else "",
         "attack": attack.name,
         "attack_fields": as_dict(attack.instance),
-        "attack_source": source_digest(attack.instance),
+        "attack_source": _source(attack),
         "tier": attack.tier,
         "role": role,
         "seed": seed,

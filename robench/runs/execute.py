@@ -6,7 +6,7 @@ Cells are grouped by defense and seed, so each defense is put on once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 
 from robench.errors import Failure, InputError
 from robench.methods.contract import refusal
-from robench.methods.faults import blame, is_ours, line_of
+from robench.methods.faults import blame, class_of, is_ours, line_of, of
 from robench.methods.registry import EXTERNAL, Method
 from robench.model.chat_model import ChatModel
 from robench.results import artifacts
@@ -65,8 +65,9 @@ class Execution:
                 ctx = self._context(group.seed)
                 cache = self.store.adapter(group.cells[0][0].header)
                 progress.training(group)
-                target = stack.enter_context(group.defense.instance.applied(self.base, ctx, cache))
-            except Exception as error:
+                target = stack.enter_context(_applied(group.defense, self.base, ctx, cache))
+                _check_target(group.defense, target)
+            except (Exception, SystemExit) as error:
                 for cell, _ in group.cells:
                     self.store.open(cell, self.info)
                     self._hole(cell, f"defense {group.defense.name}: {one_line(error)}", progress)
@@ -95,7 +96,7 @@ class Execution:
         try:
             self._check_texts(attack)
             self._chunks(cell, attack, target)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._hole(cell, one_line(error), progress)
             self._raise_unless_expected(attack, error)
         else:
@@ -143,7 +144,7 @@ class Execution:
         self.store.fail(cell, reason)
         progress.hole(cell, reason)
 
-    def _raise_unless_expected(self, method: Method, error: Exception) -> None:
+    def _raise_unless_expected(self, method: Method, error: BaseException) -> None:
         """End the run by an error of the disk, of the user or of a program, unless it is to go on.
 
         An error inside a method that does not come with robench is its author's: one line.
@@ -152,10 +153,33 @@ class Execution:
             raise error
         if self.keep_going or isinstance(error, (Failure, torch.OutOfMemoryError)):
             return
-        theirs = isinstance(error, BrokenContract) or line_of(method.instance, error)
-        if theirs and not is_ours(method.instance):
-            raise InputError(blame(method, error)) from error
+        if not is_ours(method.instance):
+            if isinstance(error, BrokenContract):
+                raise InputError(f"{error} ({class_of(method.instance)})") from error
+            if line_of(method.instance, error):
+                raise InputError(blame(*of(method), error)) from error
         raise error
+
+
+def _applied(
+    defense: Method, base: ChatModel, ctx: Context, cache: Path
+) -> AbstractContextManager[Any]:
+    """What a defense's `applied` gives, held to its contract."""
+    manager = defense.instance.applied(base, ctx, cache)
+    if not isinstance(manager, AbstractContextManager):
+        raise BrokenContract(
+            f"defense {defense.name} breaks its contract: applied gives {type(manager).__name__}, "
+            "no context manager: put @contextmanager above it"
+        )
+    return manager
+
+
+def _check_target(defense: Method, target: Any) -> None:
+    if not isinstance(target, ChatModel):
+        raise BrokenContract(
+            f"defense {defense.name} breaks its contract: it yields an object of type "
+            f"{type(target).__name__}, no ChatModel"
+        )
 
 
 def _training(cache: Path, external: bool) -> dict[str, float | None]:
@@ -169,7 +193,7 @@ def _training(cache: Path, external: bool) -> dict[str, float | None]:
     return {**of_training, "linear_share": stored["linear_weights"]["share_reached"]}
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line."""
     lines = str(error).strip().splitlines() or [""]
     if isinstance(error, Failure):

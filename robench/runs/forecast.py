@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robench.methods.faults import blamed, of
 from robench.methods.registry import Method
 from robench.model import loading
 from robench.model.batching import Chunks
@@ -57,7 +58,7 @@ class Setup:
     samples:        drawn replies to a final attempt
     chunk:          behaviors that an attack receives at once
     rate:           sustained TFLOP/s of the device
-    measured:       whether `rate` was measured here
+    how:            where `rate` comes from
     """
 
     device: str
@@ -66,7 +67,7 @@ class Setup:
     samples: int
     chunk: int
     rate: float = 1.0
-    measured: bool = False
+    how: str = "as given"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Estimate:
         """
         if not hasattr(attack, "forecast"):
             return None
-        found: Forecast = attack.forecast(self.tested)
+        found = _checked(attack.forecast(self.tested))
         shape, lengths, setup = self.shape, self.tested, self.setup
         tokens = found.forward_tokens + found.backward_tokens
         answered = lengths.prompt + lengths.reply
@@ -149,7 +150,7 @@ class Estimate:
         """Of a trained defense, None where it does not say."""
         if not hasattr(defense, "forecast"):
             return None
-        found: Forecast = defense.forecast(self.trained)
+        found = _checked(defense.forecast(self.trained))
         adapter = self.shape.adapter(getattr(defense, "rank", 0))
         held = self.shape.held(
             found.backward_tokens // max(1, found.steps) // found.passes,
@@ -159,6 +160,12 @@ class Estimate:
         tflop = self.shape.tflop(found.forward_tokens + found.backward_tokens)
         memory = self.shape.weights + 16 * adapter + held
         return Cost(found.steps, tflop, 0.0, memory, 4 * adapter)
+
+
+def _checked(found: Any) -> Forecast:
+    if not isinstance(found, Forecast):
+        raise TypeError(f"its forecast is of type {type(found).__name__}, no Forecast")
+    return found
 
 
 @dataclass(frozen=True)
@@ -250,12 +257,14 @@ def forecast(groups: Sequence[Group], estimate: Estimate) -> pd.DataFrame:
         first = group.cells[0][0]
         rank = getattr(defense.instance, "rank", 0)
         if hasattr(defense.instance, "forecast"):
-            cost = estimate.training(defense.instance)
+            with blamed(*of(defense)):
+                cost = estimate.training(defense.instance)
             rows.append(_row((defense.name, TRAINING, group.seed, first.name), cost, estimate))
         for cell, attack in group.cells:
             benign = cell.header["role"] in HARMLESS_ROLES
             planned = len(cell.header["planned"])
-            cost = estimate.cell(attack.instance, planned, benign, rank)
+            with blamed(*of(attack)):
+                cost = estimate.cell(attack.instance, planned, benign, rank)
             rows.append(_row((cell.defense, cell.attack, cell.seed, cell.name), cost, estimate))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame.attrs["estimate"] = estimate
@@ -300,10 +309,9 @@ def _totals(expected: pd.DataFrame) -> list[str]:
     estimate: Estimate = expected.attrs["estimate"]
     setup, weights = estimate.setup, estimate.shape.weights / GIB
     sums = expected[["tflop", "replies_tflop", "seconds"]].sum()
-    how = "measured with matrix products on" if setup.measured else "as given for"
     total = (
         f"about {sums['tflop']:.3g} TFLOP, and for replies at most {sums['replies_tflop']:.3g}: "
-        f"{duration(sums['seconds'])} at {setup.rate:.3g} TFLOP/s, {how} {setup.device}"
+        f"{duration(sums['seconds'])} at {setup.rate:.3g} TFLOP/s, {setup.how}"
     )
     if expected["steps"].isna().any():
         total += "; without the rows with ?"

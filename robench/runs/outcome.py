@@ -27,9 +27,10 @@ class Outcome:
 
     folder: Path
     holes: int
+    note: str = ""  # what should be done next, in a line
 
     @classmethod
-    def of(cls, store: RunStore, cells: Sequence[Cell]) -> Outcome:
+    def of(cls, store: RunStore, cells: Sequence[Cell], note: str = "") -> Outcome:
         """Of a folder, for the cells that were asked for."""
         answered = {
             answer.folder.name
@@ -37,7 +38,7 @@ class Outcome:
             if answer.folder and not answer.hole
         }
         asked = [cell for cell in cells if cell.header["role"] != BENIGN_VARIANT]
-        return cls(store.folder, sum(cell.name not in answered for cell in asked))
+        return cls(store.folder, sum(cell.name not in answered for cell in asked), note)
 
     @cached_property
     def dsr(self) -> pd.DataFrame:
@@ -57,8 +58,9 @@ class Outcome:
         return load_rows(self.folder)
 
     def __str__(self) -> str:
-        """The tables as dsr.md has them."""
-        return (self.folder / "dsr.md").read_text("utf-8")
+        """The tables as dsr.md has them, and the note."""
+        text = (self.folder / "dsr.md").read_text("utf-8")
+        return f"{text}\n{self.note}" if self.note else text
 
     def _repr_html_(self) -> str:
         """The leaderboard, for a notebook; names are escaped."""

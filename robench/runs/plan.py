@@ -5,6 +5,7 @@ What needs transformers is imported where cells are left to do: a finished run a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -19,7 +20,8 @@ from robench import judges
 from robench.config import as_dict, assignments, suggestion
 from robench.errors import InputError
 from robench.methods.contract import refusal
-from robench.methods.registry import refuse_unused_settings, resolve_all
+from robench.methods.faults import blamed, of
+from robench.methods.registry import Method, refuse_unused_settings, resolve_all
 from robench.model import loading
 from robench.model.thoughts import THINKING
 from robench.results.schema import HARMLESS_ROLES, Info, Suite
@@ -31,10 +33,12 @@ from robench.runs.known import replies_of
 from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
 from robench.runs.progress import Progress
+from robench.runs.protocols import with_protocol
 from robench.runs.question import ModelSpec, Question
+from robench.runs.rates import expected, given
 from robench.runs.run_texts import RunTexts, gather, lacking, with_companions
 from robench.texts import geography
-from robench.types import Behavior, Judge, user
+from robench.types import Behavior, Judge, reads_content, user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,18 +151,23 @@ class Plan:
 
         Args:
             groups: some of the plan's, by default all.
-            tflops: sustained TFLOP/s of the device; by default it is measured in half a second.
+            tflops: sustained TFLOP/s of the device; by default that of matrix products, measured in
+                half a second, of a GPU times the share that the engine reached in a benchmark.
         """
         from robench.runs.forecast import Estimate, Setup, forecast, measured_rate
 
         spec = self.question.model
         assert spec.device and spec.dtype
-        rate = measured_rate(spec.device, spec.dtype) if tflops is None else tflops
+        rate = (
+            expected(measured_rate(spec.device, spec.dtype), spec.device, hardware(spec.device))
+            if tflops is None
+            else given(tflops, spec.device)
+        )
         chat, _ = self.unloaded
         replies = self.question.replies
         length = self.shared["max_new_tokens"]
         length += self.shared["max_thinking_tokens"] if chat.may_think else 0
-        setup = Setup(spec.device, spec.dtype, length, replies.samples, CHUNK, rate, tflops is None)
+        setup = Setup(spec.device, spec.dtype, length, replies.samples, CHUNK, *rate)
         estimate = Estimate(self.files, replies.system, self.texts, setup, replies.template_args)
         return forecast(self.groups if groups is None else groups, estimate)
 
@@ -213,12 +222,25 @@ class Plan:
             store.check_cells(cells, replace=replace)
             pending = self.pending(store)
             print(self._counts(store, pending), flush=True)
-            for note in self.texts.notes:
+            notes = [*self.texts.notes, *self._advice(store)]
+            for note in notes:
                 print(f"note: {note}", flush=True)
             if any(group.cells for group in pending):
                 self._execute(store, pending, keep_going, tflops)
             tables([store.folder])
-        return Outcome.of(store, cells)
+        return Outcome.of(store, cells, *(f"note: {advice}" for advice in self._advice(store)))
+
+    def _advice(self, store: RunStore) -> list[str]:
+        """Which judge to add where none reads what a real model's replies say."""
+        if self.files.name == loading.BUILT_IN or any(map(reads_content, self.judges.values())):
+            return []
+        command = shlex.join(
+            ["robench", "judge", str(store.folder), "--judges", f"rubric:{self.files.name}"]
+        )
+        return [
+            f"{' and '.join(self.judges)} cannot tell whether a reply helps: add a judge that "
+            f"reads replies (another model than the one under test is better): {command}"
+        ]
 
     def _execute(
         self, store: RunStore, pending: Sequence[Group], keep_going: bool, tflops: float | None
@@ -270,6 +292,7 @@ class Plan:
             "threads": torch.get_num_threads(),
             "commit": self.files.commit,
             "attention": base.network.config._attn_implementation,
+            "judges": {name: judges.circumstances(judge) for name, judge in self.judges.items()},
         }
 
     def _counts(self, store: RunStore, pending: Sequence[Group]) -> str:
@@ -306,7 +329,7 @@ def plan(question: Question) -> Plan:
     if matrix.skip_lacking:
         attacks = [method for method in attacks if not lacking(method, texts)]
         defenses = [method for method in defenses if not lacking(method, texts)]
-    shared = _shared(question, matrix, files, texts, chosen_judges)
+    shared = _shared(question, matrix, files, texts, chosen)
     return Plan(
         question=question,
         suite={"name": matrix.name, "attacks": list(named)},
@@ -330,10 +353,11 @@ def find_base(spec: ModelSpec) -> loading.ModelFiles:
 
 def with_defaults(question: Question) -> Question:
     """The question with what depends on the model and on this machine filled in."""
+    question = with_protocol(question)
     spec, replies = question.model, question.replies
     built_in = spec.id == loading.BUILT_IN
     device = choose_device(spec.device, spec.device_map)
-    length = replies.max_new_tokens or (64 if built_in else 256)
+    length = replies.max_new_tokens or (64 if built_in else 512)
     return replace(
         question,
         tier=question.tier or ("demo" if built_in else "paper"),
@@ -362,9 +386,13 @@ def _shared(
     matrix: Matrix,
     files: loading.ModelFiles,
     texts: RunTexts,
-    chosen_judges: Mapping[str, Judge],
+    chosen: Sequence[Method],
 ) -> dict[str, Any]:
     """What the headers of all cells have in common; a folder is of one such record."""
+    records = {}
+    for judge in chosen:
+        with blamed(*of(judge)):
+            records[judge.name] = judges.record(judge.instance)
     return {
         "model": files.name,
         "weights": files.weights,
@@ -372,9 +400,9 @@ def _shared(
         "template": files.template_with(question.replies.template_args),
         "n": len(texts.behaviors),
         "seeds": list(matrix.seeds),
-        "judges": list(chosen_judges),
-        "tune_judge": _tune_judge(question.tune_judge, chosen_judges),
-        "judge_fields": {name: judges.record(judge) for name, judge in chosen_judges.items()},
+        "judges": list(records),
+        "tune_judge": _tune_judge(question.tune_judge, list(records)),
+        "judge_fields": records,
         "dtype": question.model.dtype,
         **asdict(question.replies),
         **texts.checksums(),
@@ -382,7 +410,7 @@ def _shared(
     }
 
 
-def _tune_judge(asked: str | None, chosen_judges: Mapping[str, Judge]) -> str:
+def _tune_judge(asked: str | None, names: Sequence[str]) -> str:
     """The judge by which attacks choose settings, by default not the one that decides.
 
     Settings that suit the judge of the verdicts would make an attack look stronger than it is.
@@ -390,7 +418,6 @@ def _tune_judge(asked: str | None, chosen_judges: Mapping[str, Judge]) -> str:
     Raises:
         InputError: it is none of the run's.
     """
-    names = list(chosen_judges)
     if asked is None:
         return names[min(1, len(names) - 1)]
     if asked not in names:

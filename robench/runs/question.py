@@ -167,6 +167,12 @@ class Question:
         default=None,
         metadata=_about("the judge attacks tune by; by default the second, where there is one"),
     )
+    protocol: str | None = field(
+        default=None,
+        metadata=_about(
+            "a published one: its reply length, judge and requests", choices=("harmbench",)
+        ),
+    )
     judge_device: str | None = field(default=None, metadata=_about("by default --device"))
     model: ModelSpec = ModelSpec()
     texts: Texts = Texts()

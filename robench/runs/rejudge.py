@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from robench import judges
+from robench.methods.faults import blamed, of
 from robench.methods.registry import refuse_unused_settings
 from robench.results.store import RunStore, replied
 from robench.runs.question import Settings
@@ -21,12 +22,21 @@ from robench.types import Behavior, Judge
 CHUNK = 64  # replies that a judge receives at once; what is scored is on the disk before the next
 
 
+class Rejudged(NamedTuple):
+    """unscored: replies that are still without a score of one of the judges
+    silent: judges that have no score on any reply to a harmful request
+    """
+
+    unscored: int
+    silent: tuple[str, ...]
+
+
 def judge(
     folder: str | Path,
     references: Sequence[Any],
     settings: Settings | None = None,
     device: str = "cpu",
-) -> int:
+) -> Rejudged:
     """Score every reply of a run that has no score of these judges yet.
 
     Args:
@@ -34,9 +44,6 @@ def judge(
         references: judges, as after --judges, or configured instances.
         settings: judge -> field -> value.
         device: where judges with a model of their own work.
-
-    Returns:
-        How many replies are still without a score of one of the judges.
 
     Raises:
         InputError: the folder is not a run's or is in use, or a judge of the same name has scored
@@ -48,8 +55,24 @@ def judge(
         chosen = judges.resolved(references, settings or {}, device)
         refuse_unused_settings(settings or {}, chosen)
         for method in chosen:
-            store.register_judge(method.name, judges.record(method.instance))
-        return sum(_score(store, requests, method.name, method.instance) for method in chosen)
+            with blamed(*of(method)):
+                record = judges.record(method.instance)
+            apart = judges.circumstances(method.instance)
+            store.register_judge(method.name, record, apart)
+        unscored = sum(_score(store, requests, method.name, method.instance) for method in chosen)
+        return Rejudged(unscored, tuple(m.name for m in chosen if _silent(store, m.name)))
+
+
+def _silent(store: RunStore, name: str) -> bool:
+    """Whether a judge has no score on any reply to a harmful request, though there are some."""
+    scores = [
+        said["scores"].get(name)
+        for _, rows in store.replies()
+        for row in rows
+        if row["harmful"]
+        for _, said in replied(row)
+    ]
+    return bool(scores) and all(score is None for score in scores)
 
 
 def _score(

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from robench import console
 from robench.runs.outcome import Outcome
 from robench.runs.plan import plan
 from robench.runs.question import OPTIONS, Question
@@ -36,6 +37,7 @@ def run(
     Raises:
         InputError: something asked for does not exist or does not fit.
     """
+    console.forgive()
     planned = plan(Question.of(**options))
     return planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from robench import locks
 from robench.errors import InputError
-from robench.methods.registry import refuse_unused_settings, resolve_all
+from robench.methods.registry import Method, refuse_unused_settings, resolve_all
 from robench.model import loading
 from robench.runs.plan import find_base, with_defaults
 from robench.runs.question import Question
-from robench.runs.run_texts import gather, lacking
+from robench.runs.run_texts import RunTexts, gather, lacking
 from robench.training.adapters import RECORD
 from robench.types import Context
 
@@ -46,6 +47,15 @@ def train(defense: Any, out: str | Path, question: Question, seed: int = 0) -> N
         raise InputError(f"{method.name} {reason}")
     for note in texts.notes:
         print(f"note: {note}", flush=True)
+    with locks.reserved(folder):
+        _train(method, folder, question, texts, seed)
+
+
+def _train(method: Method, folder: Path, question: Question, texts: RunTexts, seed: int) -> None:
+    """Train into a folder that this process holds."""
+    if folder.exists():  # another process has finished meanwhile
+        raise InputError(f"{folder} already exists; choose another --out")
+    spec = question.model
     base = loading.load_model(
         find_base(spec),
         system=question.replies.system,

@@ -165,10 +165,12 @@ def test_a_judge_that_is_no_dataclass_has_a_record_too() -> None:
         def score(self, behaviors, replies):
             return [0.0] * len(replies)
 
-    assert set(judges.record(Plain())) == {"method", "source", "threshold"}
+    assert set(judges.record(Plain())) == {"method", "reads_content", "source", "threshold"}
 
 
-@pytest.mark.parametrize("name", ["keyword", "harmbench", "strongreject", "endpoint", "judgezoo"])
+@pytest.mark.parametrize(
+    "name", ["keyword", "harmbench", "strongreject", "endpoint", "judgezoo", "rubric"]
+)
 def test_judges_are_named_without_loading_torch(name: str) -> None:
     code = (
         "import sys; from robench.methods.registry import load_class; "

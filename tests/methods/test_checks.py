@@ -251,7 +251,10 @@ MANAGED = "@contextmanager"
 def test_a_defense_that_changes_nothing_is_warned_of(written):
     found = check(written(DEFENSE, "yield model", above=MANAGED))
     assert found.problems == []
-    assert found.warnings[0] == "on a tiny llama: it changes neither the states nor the replies"
+    assert (
+        found.warnings[0]
+        == "on a tiny llama and a tiny gemma2: it changes neither the states nor the replies"
+    )
     baseline = written(DEFENSE, "yield model", "role: ClassVar[str] = 'control'", MANAGED)
     assert check(baseline) == ([], [])
     assert check(written(DEFENSE, "yield model.edited((Half(),))", above=MANAGED)) == ([], [])

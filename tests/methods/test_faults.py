@@ -2,7 +2,7 @@
 
 import pytest
 
-from robench.methods.faults import blame, is_ours
+from robench.methods.faults import blame, is_ours, of
 from robench.methods.registry import resolve
 from robench.testing import tiny, tiny_behaviors, tiny_context
 
@@ -39,18 +39,21 @@ def error_of(method) -> Exception:
 
 def test_an_error_is_told_with_its_line(mine):
     method = mine()
-    words = blame(method, error_of(method))
+    words = blame(*of(method), error_of(method))
     assert words == "attack 'mine' (./mine.py:10): ZeroDivisionError: division by zero"
 
 
 def test_an_error_of_ours_is_told_with_the_line_that_called(mine):
     method = mine(wrong="call")
-    assert blame(method, error_of(method)).startswith("attack 'mine' (./mine.py:11): AttributeErr")
+    assert blame(*of(method), error_of(method)).startswith(
+        "attack 'mine' (./mine.py:11): AttributeErr"
+    )
 
 
 def test_an_error_that_never_passed_the_methods_file_has_no_line(mine):
-    assert blame(mine(), ValueError("a\nb")) == "attack 'mine': ValueError: a b"
-    assert blame(mine(), ValueError()) == "attack 'mine': ValueError"
+    where = "attack 'mine' (class Mine in ./mine.py)"
+    assert blame(*of(mine()), ValueError("a\nb")) == f"{where}: ValueError: a b"
+    assert blame(*of(mine()), ValueError()) == f"{where}: ValueError"
 
 
 def test_what_comes_with_robench_is_ours(mine):

@@ -61,10 +61,11 @@ def test_several_runs_are_read_together(run: Path, tmp_path: Path) -> None:
 
 
 def test_judges_decide_by_the_threshold_that_they_declared(tmp_path: Path) -> None:
-    fill(tmp_path, "gcg", "HHRR", judge_fields={"exact": {"threshold": 0.8}})
-    RunStore(tmp_path).register_judge("later", {"threshold": 0.3})
+    fill(tmp_path, "gcg", "HHRR", judge_fields={"exact": {"threshold": 0.8, "reads_content": True}})
+    RunStore(tmp_path).register_judge("later", {"threshold": 0.3, "reads_content": False})
     (found,) = read_answers([tmp_path])
     assert found.thresholds == {"exact": 0.8, "later": 0.3}
+    assert found.not_reading == {"later"}
     assert (found.threshold(), found.threshold("later"), found.threshold("keyword")) == (
         0.8, 0.3, 0.5,
     )  # fmt: skip

@@ -157,8 +157,20 @@ def test_the_file_of_the_leaderboard_has_ranks_and_that_of_pairs_the_tests(bigge
 
 
 def test_a_keyword_verdict_is_called_lower_grade(tmp_path: Path) -> None:
-    fill(tmp_path, "gcg", "HRRR", judges=("keyword",))
-    assert "judge: keyword (lower-grade judge)" in tables([tmp_path])
+    fields = {"keyword": {"method": "keyword", "threshold": 0.5, "reads_content": False}}
+    fill(tmp_path, "gcg", "HRRR", judges=("keyword",), judge_fields=fields)
+    text = tables([tmp_path])
+    assert "judge: keyword (lower-grade judge)" in text
+    assert "- keyword does not read what replies say:" in text
+
+
+def test_replies_without_a_verdict_are_counted_in_the_head(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "H??R", judges=("exact",))
+    counted = "- Replies without a verdict, never counted as defended: exact 2 of 4."
+    assert counted in tables([tmp_path])
+    other = tmp_path / "other"
+    fill(other, "gcg", "HRRR", judges=("exact",))
+    assert "without a verdict" not in tables([other])
 
 
 def test_controls_are_marked(tmp_path: Path) -> None:

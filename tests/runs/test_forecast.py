@@ -13,6 +13,7 @@ from robench.methods.registry import resolve
 from robench.model import loading
 from robench.model.scoring import gap_losses, longest
 from robench.results.store import RunStore
+from robench.runs import rates
 from robench.runs.forecast import TRAINING, Estimate, Setup, Shape, measured_rate
 from robench.runs.plan import plan
 from robench.runs.progress import duration
@@ -236,3 +237,25 @@ def test_the_measured_rate_counts_products(monkeypatch):
     monkeypatch.setattr("robench.runs.forecast.torch.ones", lambda *a, **k: Square())
     monkeypatch.setattr("robench.runs.forecast.time.perf_counter", lambda: now[0])
     assert measured_rate("cpu", "float32") == pytest.approx(2**31 / 0.1 / 1e12)
+
+
+def test_a_gpu_is_credited_with_the_share_of_its_last_benchmark(monkeypatch):
+    lines = [
+        {"device": "", "share": 0.17, "source": "the public figure"},
+        {"device": "Fast GPU", "share": 0.4, "source": "the benchmark"},
+    ]
+    monkeypatch.setattr(rates, "shares", lambda: lines)
+    known = rates.expected(800.0, "cuda:1", "Fast GPU")
+    assert known.tflops == pytest.approx(320)
+    assert known.how == "40% of 800 measured with matrix products on cuda:1: the benchmark"
+    other = rates.expected(800.0, "cuda", "Slow GPU")
+    assert other.tflops == pytest.approx(136)
+    assert "the public figure, as no benchmark on Slow GPU is recorded" in other.how
+    assert rates.expected(0.1, "cpu", "cpu") == (0.1, "measured with matrix products on cpu")
+    assert rates.given(53.0, "cuda") == (53.0, "as given for cuda")
+
+
+def test_the_shipped_shares_can_be_read():
+    listed = rates.shares()
+    assert "" in {line["device"] for line in listed}
+    assert all(0 < line["share"] <= 1 and line["source"] for line in listed)

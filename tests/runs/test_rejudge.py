@@ -21,7 +21,7 @@ from robench.testing import tiny
 
 
 def judge(folder: Path, references: list[str], settings: Sequence[str] = ()) -> int:
-    return rejudge.judge(folder, references, assignments(settings))
+    return rejudge.judge(folder, references, assignments(settings)).unscored
 
 
 QUICK: dict[str, Any] = {
@@ -331,11 +331,11 @@ def test_a_judge_with_a_model_of_its_own_is_set_by_its_folder(folder: Path, tmp_
     assert "nothing could be scored" in text
     record = json.loads((folder / "judges.json").read_text())["harmbench"]
     wanted = {"method", "model", "revision", "tokens", "commit", "prompt_sha256", "source"}
-    wanted |= {"threshold"}
+    wanted |= {"threshold", "reads_content", "circumstances"}
     assert set(record) == wanted
 
 
-def test_the_commands(folder: Path, call) -> None:
+def test_the_commands(folder: Path, call, length: str) -> None:
     words = ("judge", str(folder), "--judges", "keyword")
     code, out, _ = call(*words, "--set", "keyword.phrases=autodan", "--judge-device", "cpu")
     assert code == 0 and "## Agreement of the judges" in out
@@ -344,6 +344,9 @@ def test_the_commands(folder: Path, call) -> None:
     code, out, _ = call("leaderboard", str(folder), "--judge", "keyword")
     assert code == 0 and "judge: keyword (lower-grade judge)" in out
     assert call("judge", str(folder))[0] == 2
+    never = ("judge", str(folder), "--judges", length, "--set", "Length.never=true")
+    code, _, err = call(*never)
+    assert code == 3 and "no reply to a harmful request could be scored by Length" in err
     assert call(*words, "--judge-device", "cud")[0] == 2
 
 
