@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 
 def auto_class(config: Any) -> Any:
     """The class of transformers that loads a model with this config: of text alone, or of more."""
@@ -39,6 +37,8 @@ def text_half(network: Any) -> Any:
 
 def _without_towers(network: Any) -> Any:
     """The network with every part beside its decoder replaced by one without weights."""
+    from torch import nn
+
     decoder = network.get_decoder()
     body = network.base_model
     for name, part in list(body.named_children()):
