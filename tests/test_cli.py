@@ -125,7 +125,8 @@ WORDS = (
     "--attacks a b --defenses c d --set a.x=1 b.y=2 "
     "--behaviors b.csv:all --targets t.json --benign h.csv --reference r.csv "
     "--reference-harmless p.csv --train t.csv u.csv --n 3 --n-benign 5 --seeds 0 1 "
-    "--tier paper --judges j k --tune-judge j --judge-device cpu --chat-template t.jinja "
+    "--tier paper --protocol harmbench --judges j k --tune-judge j --judge-device cpu "
+    "--chat-template t.jinja "
     "--max-new-tokens 9 --samples 4 --temperature 0.7 --device cuda:1 --device-map auto "
     "--dtype bfloat16 --threads 2 --system kind"
 )
@@ -142,6 +143,7 @@ def test_options_are_fields_of_the_question(call, asked):
         tier="paper",
         judges=("j", "k"),
         tune_judge="j",
+        protocol="harmbench",
         judge_device="cpu",
         model=ModelSpec("m", "v1", "t.jinja", True, "cuda:1", "auto", "bfloat16", 2),
         texts=Texts("b.csv:all", "t.json", "h.csv", "r.csv", "p.csv", ("t.csv", "u.csv"), 3, 5),
