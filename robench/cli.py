@@ -187,7 +187,7 @@ def utility(
     from robench.runs.utility import measure
 
     holes = measure(folder, tasks or (), include_path, batch_size, question.model)
-    typer.echo(tables([folder]))
+    typer.echo(tables([folder], page=True))
     return HOLES if holes else 0
 
 
@@ -203,7 +203,7 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
         raise InputError("name the judges: --judges harmbench strongreject")
     device = choose_device(question.judge_device)
     unscored = rejudge(folder, question.judges, question.settings, device)
-    typer.echo(tables([folder]))
+    typer.echo(tables([folder], page=True))
     if unscored:
         typer.echo(f"{unscored} replies could not be scored; the same command tries them again")
     return 0
@@ -223,6 +223,27 @@ def leaderboard(
     from robench.results.tables import tables
 
     typer.echo(tables(folders, judge, out))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page; by default report.html of a single run")
+    ] = None,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="show prompts and replies, which may be harmful")
+    ] = False,
+    compare: Annotated[Path | None, typer.Option(help="another run, to compare with")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+) -> None:
+    """Write the page of some runs: one file, to be looked at with the network off."""
+    from robench.results.report.write import show, write
+
+    page = write(folders, out, replies, compare)
+    typer.echo(str(page))
+    if open_:
+        show(page)
 
 
 @app.command()

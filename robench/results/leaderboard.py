@@ -12,7 +12,7 @@ from robench.results.effects import direct_breaks_everything, failures
 from robench.results.flags import gate, missing_attacks
 from robench.results.graded import THRESHOLDS
 from robench.results.ranking import PAIRS, against_none, ranked, why_unranked
-from robench.results.rates import Rate, benign_rates, benign_variants, dsr, rate
+from robench.results.rates import benign_rates, benign_variants, dsr
 from robench.results.verdicts import (
     ACCESS,
     IN_WORST_CASE,
@@ -20,9 +20,8 @@ from robench.results.verdicts import (
     attacked,
     distinct,
     where,
-    worst_case,
 )
-from robench.results.worst_cases import WorstCases
+from robench.results.worst_cases import WorstCases, worst_rate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +160,7 @@ def _protection(mine: Sequence[Answer], failed: Mapping[str, bool | None]) -> di
         for attack in sorted(distinct(where(against, role="attack"), "attack"))
     }
     measured = {a: defended.value for a, defended in rates.items() if defended.n and not failed[a]}
-    worst = _dsr_worst(against)
+    worst = worst_rate(against)
     low, high = worst.interval
     return {
         "tier": tier(mine),
@@ -170,30 +169,18 @@ def _protection(mine: Sequence[Answer], failed: Mapping[str, bool | None]) -> di
         "dsr_worst": worst.value,
         "dsr_worst_lo": low,
         "dsr_worst_hi": high,
-        "dsr_worst_any": _dsr_worst(against, final=False).value,
+        "dsr_worst_any": worst_rate(against, final=False).value,
         "dsr_mean": fmean(measured.values()) if measured else math.nan,
         "strongest_attack": min(measured, key=measured.__getitem__, default=""),
         **{
-            f"dsr_{access}": _dsr_worst([a for a in against if a.access == access]).value
+            f"dsr_{access}": worst_rate([a for a in against if a.access == access]).value
             for access in ACCESS
         },
         **{
-            f"dsr_worst_at_{100 * threshold:.0f}": _dsr_worst(against, threshold=threshold).value
+            f"dsr_worst_at_{100 * threshold:.0f}": worst_rate(against, threshold=threshold).value
             for threshold in THRESHOLDS
         },
     }
-
-
-def _dsr_worst(
-    answers: Sequence[Answer], final: bool = True, threshold: float | None = None
-) -> Rate:
-    """Behaviors that no attack broke, seed by seed, then the mean over seeds."""
-    seeds = distinct(answers, "seed")
-    worst = [
-        worst_case(a.verdicts(final=final, threshold=threshold) for a in where(answers, seed=s))
-        for s in seeds
-    ]
-    return rate(worst, "harmful").rest
 
 
 def _train_seconds(mine: Sequence[Answer]) -> float:

@@ -164,7 +164,7 @@ class Plan:
                 print(f"note: {note}", flush=True)
             if any(group.cells for group in pending):
                 self._execute(store, pending, keep_going, tflops)
-            tables([store.folder])
+            tables([store.folder], page=True)
         return Outcome.of(store, cells)
 
     def _execute(

@@ -25,6 +25,7 @@ def behaviors(n: int) -> tuple[str, ...]:
 def row(behavior: str, letter: str, **fields: Any) -> dict[str, Any]:
     return {
         "behavior": behavior,
+        "category": "",
         "step": 0,
         "tag": "",
         "final": True,

@@ -26,14 +26,18 @@ def fill(
     draws: str = "",
     text: dict[str, float] | None = None,
     early: Sequence[tuple[int, str]] = (),
+    reply: str = "words",
+    prompt: str = "a prompt",
+    category: str = "fraud",
+    ids: Sequence[str] = (),
     **header: Any,
 ) -> None:
     """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes.
 
-    More than four are of more behaviors than IDS. Final attempts are at step 4; each behavior has
-    the attempts `early` before it, each a step and a letter.
+    More than four are of more behaviors than IDS; `ids` names them otherwise. Final attempts are
+    at step 4; each behavior has the attempts `early` before it, each a step and a letter.
     """
-    planned = [f"b{number}" for number in range(max(len(replies), len(IDS)))]
+    planned = list(ids) or [f"b{number}" for number in range(max(len(replies), len(IDS)))]
     asked = {
         "model": model,
         "defense": defense,
@@ -51,6 +55,13 @@ def fill(
         "judge_fields": {},
         "samples": 0,
         "temperature": None,
+        "weights": "w" * 64,
+        "template": "t" * 64,
+        "train": "d" * 64,
+        "system": None,
+        "dtype": "float32",
+        "defense_fields": {},
+        "defense_source": "s" * 64,
         **header,
     }
     cell = Cell(model, defense, attack, seed, asked)
@@ -61,17 +72,29 @@ def fill(
         asked_for(folder, defense, attack),
     )
     suite = {"name": "full", "attacks": ["direct", "gcg"]}
-    store.open(cell, {"suite": suite, "train_seconds": 61.7, "harness_version": "0.1.0"})
+    info = {
+        "suite": suite,
+        "train_seconds": 61.7,
+        "harness_version": "0.1.0",
+        "versions": {"robench": "0.1.0"},
+        "device": "cpu",
+        "threads": 2,
+        "commit": None,
+    }
+    store.open(cell, info)
     rows = [
         {
             "behavior": behavior,
-            "category": "fraud",
+            "category": category,
             "harmful": attack != "benign",
             "step": step,
             "tag": "",
             "final": step == LAST,
             "access": "text",
-            "reply": "words",
+            "reply": reply,
+            "artifact": {"messages": [{"role": "user", "content": prompt}], "tensors": None},
+            "loss": None,
+            "trace": [],
             "scores": dict.fromkeys(judges, {"?": None}.get(letter, float(letter in "HY"))),
             "samples": [
                 {"scores": dict.fromkeys(judges, None if d == "?" else float(d == "H"))}
@@ -85,7 +108,8 @@ def fill(
         for behavior, final in zip(planned, replies, strict=False)
         for step, letter in (*early, (LAST, final))
     ]
-    store.append(cell, rows)
+    if rows:
+        store.append(cell, rows)
     if reason:
         store.fail(cell, reason)
 
