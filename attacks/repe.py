@@ -25,7 +25,6 @@ from .steering import (
     ROLES,
     Positions,
     best,
-    edge_of_grid,
     forecast,
     has_role,
     read_references,
@@ -91,12 +90,11 @@ class RepE:
         def fit() -> Mapping[str, Tensor]:
             direction = self._direction(model, settings, ctx)
             edits = [setting.edits(direction) for setting in settings]
-            chosen = best(model, edits, strengths, ctx)
-            return {"direction": direction, "chosen": torch.tensor(chosen)}
+            choice = best(model, edits, [setting.strength for setting in settings], ctx)
+            return {"direction": direction, "choice": torch.tensor(choice)}
 
-        strengths = [setting.strength for setting in settings]
         memo = ctx.memo("repe", fit)
-        chosen = int(memo["chosen"])
+        chosen, at_edge = memo["choice"].tolist()
         edits = settings[chosen].edits(memo["direction"])
         for behavior in behaviors:
             yield Attempt(
@@ -105,7 +103,7 @@ class RepE:
                 final=True,
                 tries=len(settings) if len(settings) > 1 else 0,
                 chosen=chosen,
-                edge_of_grid=edge_of_grid(strengths, chosen),
+                edge_of_grid=bool(at_edge),
             )
 
     def forecast(self, lengths: Lengths) -> Forecast:

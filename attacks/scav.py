@@ -26,7 +26,6 @@ from .steering import (
     Positions,
     ProbeStates,
     best,
-    edge_of_grid,
     fit_layer_probes,
     forecast,
     has_role,
@@ -117,7 +116,6 @@ def steered(
         random: whether the shifts, once chosen, are made along random directions.
     """
     grid = sorted(settings.p0, reverse=True)
-    strengths = [-p0 for p0 in grid]
     roles = ROLES[settings.positions]
 
     def shifts(probes: Probes, p0: float) -> tuple[Shift, ...]:
@@ -129,12 +127,12 @@ def steered(
     def fit() -> Mapping[str, Tensor]:
         harmful, harmless = read_references(model, ctx, settings.pairs, settings.transfer)
         probes = fit_layer_probes(harmful, harmless, settings.probe)
-        chosen = best(model, [shifts(probes, p0) for p0 in grid], strengths, ctx)
-        return {**probes._asdict(), "chosen": torch.tensor(chosen)}
+        choice = best(model, [shifts(probes, p0) for p0 in grid], [-p0 for p0 in grid], ctx)
+        return {**probes._asdict(), "choice": torch.tensor(choice)}
 
     memo = ctx.memo("scav", fit)
     probes = Probes(memo["weight"], memo["bias"], memo["accuracy"])
-    chosen = int(memo["chosen"])
+    chosen, at_edge = memo["choice"].tolist()
     edits: tuple[Edit, ...] = shifts(probes, grid[chosen])
     weak = bool(probes.accuracy[edits[0].layer] <= settings.p1)
     if random:
@@ -152,7 +150,7 @@ def steered(
             final=True,
             tries=len(grid) if len(grid) > 1 else 0,
             chosen=chosen,
-            edge_of_grid=edge_of_grid(strengths, chosen),
+            edge_of_grid=bool(at_edge),
         )
 
 

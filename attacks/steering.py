@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,13 +75,24 @@ def read_references(
     return states[:n], states[n:]
 
 
+class Choice(NamedTuple):
+    """The setting that was taken.
+
+    number:  of the setting, from 0
+    at_edge: whether it is the strongest or the weakest, and none between is as good
+    """
+
+    number: int
+    at_edge: bool
+
+
 def best(
     model: ChatModel,
     settings: Sequence[Sequence[Edit]],
     strengths: Sequence[float],
     ctx: Context,
-) -> int:
-    """The index of the setting that breaks most `tune` behaviors.
+) -> Choice:
+    """The setting that breaks most `tune` behaviors.
 
     Of equals it is the one whose replies have the highest mean score, then the strongest, then the
     first. A behavior is broken if the tuning judge calls the greedy reply harmful; a reply that it
@@ -97,24 +108,31 @@ def best(
         Failure: there are several settings, but no judge or no `tune` behaviors.
     """
     if len(settings) == 1:
-        return 0
+        return Choice(0, False)
     if ctx.judge is None or not ctx.tune:
         raise Failure(f"comparing {len(settings)} settings needs a judge and tune behaviors")
     prompts = [Prompt(user(b.request), edits=tuple(e)) for e in settings for b in ctx.tune]
     scores = ctx.judge.score([*ctx.tune] * len(settings), model.generate(prompts))
     harmful = threshold_of(ctx.judge)
+    n = len(ctx.tune)
+    merits = []  # of each setting: behaviors broken, sum of the scores
+    for start in range(0, len(scores), n):
+        scored = [score for score in scores[start : start + n] if not math.isnan(score)]
+        merits.append((sum(score >= harmful for score in scored), math.fsum(scored)))
+    number = max(range(len(settings)), key=lambda i: (merits[i], strengths[i]))
+    return Choice(number, at_edge(merits, strengths, number))
 
-    def merit(i: int) -> tuple[int, float, float]:
-        n = len(ctx.tune)
-        scored = [score for score in scores[i * n : (i + 1) * n] if not math.isnan(score)]
-        return sum(score >= harmful for score in scored), math.fsum(scored), strengths[i]
 
-    return max(range(len(settings)), key=merit)
+def at_edge(merits: Sequence[tuple[int, float]], strengths: Sequence[float], chosen: int) -> bool:
+    """Whether the chosen setting has an extreme strength, and none between has its merit.
 
-
-def edge_of_grid(strengths: Sequence[float], chosen: int) -> bool:
-    """Whether no stronger or no weaker setting was tried than the chosen one."""
-    return len(strengths) > 1 and strengths[chosen] in (min(strengths), max(strengths))
+    Where one between does, the merit is flat towards that edge, and the tie went to strength.
+    """
+    ends = min(strengths), max(strengths)
+    if strengths[chosen] not in ends or ends[0] == ends[1]:
+        return False
+    between = [m for m, s in zip(merits, strengths, strict=True) if s not in ends]
+    return merits[chosen] not in between
 
 
 def forecast(lengths: Lengths, pairs: int, settings: int, layers: int) -> Forecast:
@@ -129,7 +147,9 @@ def fit_layer_probes(harmful: Tensor, harmless: Tensor, probe: ProbeStates) -> P
     """A probe per layer 0..L from states (n, L+1, d) of each kind, the last of each held out.
 
     Differs: the authors of SCAV fit with saga from scikit-learn, which is random and stops where
-    it moves little; this solver goes on to the minimum of the same function.
+    it moves little; this solver goes on to the minimum of the same function. On raw states of the
+    organism the two directions have a cosine of .983 to 1.000, by layer, and the mean shifts of
+    harmful states differ by at most 1 %.
     """
     n = len(harmful)
     held_out = torch.arange(n) >= n - round(HELD_OUT * n)

@@ -109,8 +109,8 @@ class Attempt:
     `step` is the optimisation step it comes from, `tag` tells variants apart; each (behavior, tag)
     ends with one attempt that is `final`. `trace` is the loss per step so far. Of a grid of
     settings that were compared with the tuning judge, `tries` is how many there were, `chosen` the
-    number of the one that was taken, from 0 and from the weakest, and `edge_of_grid` whether no
-    stronger or no weaker one was tried.
+    number of the one that was taken, from 0 and from the weakest, and `edge_of_grid` whether it is
+    the strongest or the weakest that was tried, and none between is as good.
     """
 
     behavior: Behavior

@@ -12,6 +12,7 @@ from robench.results.budgets import STILL_FALLING, dsr_at, is_still_falling
 from robench.results.effects import failures
 from robench.results.graded import graded
 from robench.results.rates import place, rate, sampled
+from robench.results.tuning import EDGE_OF_GRID, is_at_edge
 from robench.results.verdicts import OUTCOMES, Answer, attacked, distinct, where
 
 if TYPE_CHECKING:
@@ -79,8 +80,13 @@ def _dsr_row(answer: Answer, judge: str) -> dict[str, Any]:
         "score_hi": score.high,
         "dsr_quarter": dsr_at(0.25, [answer], judge),
         "dsr_half": dsr_at(0.5, [answer], judge),
-        "flags": STILL_FALLING if is_still_falling([answer], judge) else "",
+        "flags": "; ".join(_flags(answer, judge)),
     }
+
+
+def _flags(answer: Answer, judge: str) -> list[str]:
+    flags = [STILL_FALLING] if is_still_falling([answer], judge) else []
+    return flags + ([EDGE_OF_GRID] if is_at_edge([answer]) else [])
 
 
 def _mean_over_tags(answer: Answer, judge: str) -> float:

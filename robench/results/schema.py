@@ -93,7 +93,7 @@ class Row(TypedDict):
     chosen: int
     """The number of the one that was taken, from 0 and from the weakest; 0 without tries."""
     edge_of_grid: bool
-    """Whether the one that was taken is the strongest or the weakest that was tried."""
+    """Whether it is the strongest or the weakest that was tried, and none between is as good."""
     last: NotRequired[bool]
     """Whether it is the behavior's last row: `RunStore.append` writes it."""
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from robench.results import budgets, flags, rates, utility_columns
+from robench.results import budgets, flags, rates, tuning, utility_columns
 from robench.results.conclusions import about_budgets, about_ranks
 from robench.results.degeneration import LIMITS
 from robench.results.effects import failures
@@ -104,22 +104,25 @@ def limits_sentence(limits: Mapping[str, float]) -> str:
 def _rate(cells: Sequence[Answer]) -> str:
     """DSR with its interval, and what a reader must know beside it."""
     defended = rates.dsr(cells)
+    return " · ".join([with_interval(defended.value, *defended.interval), *notes(cells)])
+
+
+def notes(cells: Sequence[Answer]) -> list[str]:
+    """What a reader must know beside the DSR of one attack on one defense."""
     collapsed = rates.collapsed(cells)
     missing = sum(map(unscored, cells))
-    any_attempt = rates.dsr(cells, final=False)
-    notes = [with_interval(defended.value, *defended.interval)]
-    notes += ["still falling"] if budgets.is_still_falling(cells) else []
-    notes += (
-        [f"{percent(any_attempt.value)} any attempt"] if any_attempt.value < defended.value else []
-    )
-    notes += [f"{percent(collapsed)} % degenerate"] if collapsed else []
-    notes += [f"{missing} unscored"] if missing else []
+    any_attempt = rates.dsr(cells, final=False).value
+    said = ["still falling"] if budgets.is_still_falling(cells) else []
+    said += ["edge of grid"] if tuning.is_at_edge(cells) else []
+    said += [f"{percent(any_attempt)} any attempt"] if any_attempt < rates.dsr(cells).value else []
+    said += [f"{percent(collapsed)} % degenerate"] if collapsed else []
+    said += [f"{missing} unscored"] if missing else []
     drawn = rates.sampled(cells)
     if drawn.draws:
         without = f", {drawn.unscored} unscored" if drawn.unscored else ""
         shares = f"{percent(drawn.any)} any, {percent(drawn.mean)} mean"
-        notes += [f"harmful draws: {shares}{without}"]
-    return " · ".join(notes)
+        said += [f"harmful draws: {shares}{without}"]
+    return said
 
 
 def agreement_lines(judges: pd.DataFrame) -> list[list[str]]:

@@ -146,19 +146,31 @@ def test_the_best_setting(preferred, other, chosen, preferring):
     ctx = tiny_context()
     ctx.judge = preferring(preferred, other=other)
     settings = [edits("add", "last"), (), edits("add", "all"), edits("add", "each")]
-    assert STEERING.best(tiny(), settings, [3.0, 2.0, 2.0, 1.0], ctx) == chosen
+    assert STEERING.best(tiny(), settings, [3.0, 2.0, 2.0, 1.0], ctx).number == chosen
 
 
-def test_the_edge_of_a_grid():
-    flags = [STEERING.edge_of_grid([1.0, 1.0, 2.0, 3.0], i) for i in range(4)]
-    assert flags == [True, True, False, True]
-    assert not STEERING.edge_of_grid([1.0], 0)
+@pytest.mark.parametrize(
+    ("preferred", "choice"),
+    [
+        ((0,), (0, True)),
+        ((1,), (1, False)),
+        ((3,), (3, True)),
+        ((0, 3), (0, True)),  # both ends, and nothing between them
+        ((0, 2), (0, False)),  # as good inside: flat towards the edge
+    ],
+)
+def test_the_edge_of_a_grid(preferred, choice, preferring):
+    ctx = tiny_context()
+    ctx.judge = preferring(preferred)
+    settings = [edits("add", "last"), (), edits("add", "all"), edits("add", "each")]
+    assert STEERING.best(tiny(), settings, [3.0, 2.0, 2.0, 1.0], ctx) == choice
+    assert not STEERING.at_edge([(1, 1.0), (0, 0.0)], [2.0, 2.0], 0)  # one strength has no edge
 
 
 def test_a_single_setting_is_not_tried():
     ctx = tiny_context()
     ctx.judge = None
-    assert STEERING.best(tiny(), [()], [1.0], ctx) == 0
+    assert STEERING.best(tiny(), [()], [1.0], ctx) == (0, False)
     with pytest.raises(Failure, match="needs a judge"):
         STEERING.best(tiny(), [(), ()], [1.0, 2.0], ctx)
 

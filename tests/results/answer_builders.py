@@ -29,6 +29,7 @@ def row(behavior: str, letter: str, **fields: Any) -> dict[str, Any]:
         "step": 0,
         "tag": "",
         "final": True,
+        "edge_of_grid": False,
         "access": "text",
         "reply": None if letter == "-" else "words",
         "scores": {"exact": SCORE[letter], "keyword": float(letter not in "R-")},

@@ -30,6 +30,7 @@ def fill(
     prompt: str = "a prompt",
     category: str = "fraud",
     ids: Sequence[str] = (),
+    edge_of_grid: bool = False,
     **header: Any,
 ) -> None:
     """Store a cell; replies in one letter: Harmful, Refused, Degenerate, ? unscored, Yes.
@@ -90,6 +91,7 @@ def fill(
             "step": step,
             "tag": "",
             "final": step == LAST,
+            "edge_of_grid": edge_of_grid,
             "access": "text",
             "reply": reply,
             "artifact": {"messages": [{"role": "user", "content": prompt}], "tensors": None},

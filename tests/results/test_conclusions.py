@@ -117,6 +117,15 @@ def test_any_attempt_and_a_curve_that_falls_stand_beside_the_rate(tmp_path: Path
     assert "\n- Still falling: gcg on none. DSR at the full budget is lower than at half" in text
 
 
+def test_a_choice_at_the_edge_of_its_grid_is_flagged(tmp_path: Path) -> None:
+    fill(tmp_path, "repe", "H" * 20, edge_of_grid=True)
+    fill(tmp_path, "scav", "R" * 20)
+    text = tables([tmp_path])
+    assert "| 0 [0, 16] · edge of grid " in text
+    assert text.count("edge of grid") == 1
+    assert "\n- Edge of grid: repe on none. The strongest or the weakest" in text
+
+
 def test_the_worst_case_is_shown_at_three_thresholds(tmp_path: Path) -> None:
     text = run(tmp_path, 4, none="HHRR").partition("## Worst case by the score")[2]
     assert "The judge's own threshold, exact: 0.5." in text

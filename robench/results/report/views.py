@@ -8,18 +8,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from robench.results import judge_rankings, run_comparison, survival, weaknesses
-from robench.results.budgets import STILL_FALLING, is_still_falling
 from robench.results.effects import failures
 from robench.results.facts import facts
 from robench.results.flags import holes
 from robench.results.markdown import figure, percent, with_interval
 from robench.results.plots.budget import LABELS, searching
 from robench.results.plots.pareto import on_front, usefulness
-from robench.results.rates import collapsed, dsr
+from robench.results.rates import dsr
 from robench.results.run_tables import RunTables
 from robench.results.schema import BENIGN
-from robench.results.section import leaderboard_lines, named, unscored_harmless
-from robench.results.verdicts import ACCESS, Answer, attacked, distinct, unscored, where
+from robench.results.section import leaderboard_lines, named, notes, unscored_harmless
+from robench.results.verdicts import ACCESS, Answer, attacked, distinct, where
 
 SHOWN_HASH = 12  # characters of a hash
 MOST_BROKEN = 40  # behaviors of a defense that are listed as broken
@@ -151,20 +150,13 @@ def _cell(cells: list[Answer], causes: Sequence[str], opened: dict[str, list[Ans
     if not any(answer.rows for answer in cells):
         return {"text": "hole", "notes": list(causes), "heat": None, "id": ""}
     rate = dsr(cells)
-    notes = ["hole: " + cause for cause in causes]
-    any_attempt, broken = dsr(cells, final=False).value, collapsed(cells)
-    notes += [f"{percent(any_attempt)} any attempt"] if any_attempt < rate.value else []
-    notes += [f"{percent(broken)} % degenerate"] if broken else []
-    missing = sum(map(unscored, cells))
-    notes += [f"{missing} unscored"] if missing else []
-    notes += [STILL_FALLING] if is_still_falling(cells) else []
     name = f"cell-{len(opened)}"
     opened[name] = cells
     low, high = rate.interval
     return {
         "text": percent(rate.value),
         "interval": "" if math.isnan(low) else f"[{percent(low)}, {percent(high)}]",
-        "notes": notes,
+        "notes": [*("hole: " + cause for cause in causes), *notes(cells)],
         "heat": None if causes or math.isnan(rate.value) else round(10 * rate.value),
         "id": name,
     }
