@@ -13,6 +13,7 @@ from robench.results.flags import gate, missing_attacks
 from robench.results.graded import THRESHOLDS
 from robench.results.ranking import PAIRS, against_none, ranked, why_unranked
 from robench.results.rates import benign_rates, benign_variants, dsr
+from robench.results.validity import Flag, flags, named
 from robench.results.verdicts import (
     ACCESS,
     IN_WORST_CASE,
@@ -35,7 +36,7 @@ LEADERBOARD = (
     "dsr_embedding", "dsr_activation", "benign_compliance", "benign_refused", "benign_degenerate",
     "benign_empty_turn", "benign_system", "gate", "train_seconds", "harness_version", "p_vs_none",
     "rank_lo", "rank_hi", "group", "rank_note", "attacks_failed", "dsr_worst_at_40",
-    "dsr_worst_at_60", "dsr_worst_at_80", "defense_note",
+    "dsr_worst_at_60", "dsr_worst_at_80", "defense_note", "flags",
 )  # fmt: skip
 
 
@@ -48,7 +49,9 @@ def leaderboard_rows(answers: Sequence[Answer]) -> pd.DataFrame:
     return leaderboard_and_pairs(answers)[0]
 
 
-def leaderboard_and_pairs(answers: Sequence[Answer]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def leaderboard_and_pairs(
+    answers: Sequence[Answer], flagged: Mapping[str, Sequence[Flag]] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table leaderboard.csv, and pairs.csv: a row for each two defenses that are compared.
 
     Compared are the ranked defenses with each other, then all defenses with `none`; `p_holm` is
@@ -57,14 +60,17 @@ def leaderboard_and_pairs(answers: Sequence[Answer]) -> tuple[pd.DataFrame, pd.D
 
     Args:
         answers: as `disambiguate` gives them.
+        flagged: model -> its flags, where they are known already.
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for model in distinct(answers, "model"):
-        of_model, compared = _rows_of_model(where(answers, model=model))
-        rows += of_model
+        mine = where(answers, model=model)
+        found = flagged[model] if flagged else flags(mine)
+        of_model, compared = _rows_of_model(mine)
+        rows += [{**row, "flags": "; ".join(named(found, row["defense"]))} for row in of_model]
         pairs += [{"model": model, **pair} for pair in compared]
     table = pd.DataFrame(rows, columns=list(LEADERBOARD))
     board = table.astype(dict.fromkeys(("rank", "rank_lo", "rank_hi"), "Int64"))

@@ -4,7 +4,7 @@ show parts of it, so that their numbers are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from robench.results.dsr_table import dsr_rows
 from robench.results.leaderboard import leaderboard_and_pairs
 from robench.results.rates import category_rows
 from robench.results.store import RunStore
+from robench.results.validity import Flag, flags
 from robench.results.verdicts import Answer, decided_by, distinct, where
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RunTables:
     dsr:        dsr.csv
     categories: dsr_by_category.csv
     judges:     judge_agreement.csv, empty where one judge scored
+    flags:      of each model
     """
 
     stores: Sequence[RunStore]
@@ -41,6 +43,7 @@ class RunTables:
     dsr: pd.DataFrame
     categories: pd.DataFrame
     judges: pd.DataFrame
+    flags: Mapping[str, Sequence[Flag]]
 
     @classmethod
     def of(cls, folders: Sequence[Path], judge: str = "") -> RunTables:
@@ -59,15 +62,17 @@ class RunTables:
         answers = read_answers(folders)
         if judge:
             answers = decided_by(judge, answers)
-        board, pairs = leaderboard_and_pairs(answers)
+        flagged = {m: flags(where(answers, model=m)) for m in distinct(answers, "model")}
+        board, pairs = leaderboard_and_pairs(answers, flagged)
         return cls(
             stores,
             answers,
             utility_columns.joined(board, answers, stores),
             pairs,
-            dsr_rows(answers),
+            dsr_rows(answers, flagged),
             category_rows(answers),
             agreement.rows(answers),
+            flagged,
         )
 
     @property
@@ -77,6 +82,7 @@ class RunTables:
 
     def of_model(self, model: str) -> RunTables:
         """What concerns one of the models."""
-        parts = (self.board, self.pairs, self.dsr, self.categories, self.judges)
-        chosen = [table[table["model"] == model] for table in parts]
-        return RunTables(self.stores, where(self.answers, model=model), *chosen)
+        tables = (self.board, self.pairs, self.dsr, self.categories, self.judges)
+        board, pairs, dsr, categories, judges = (t[t["model"] == model] for t in tables)
+        answers, flagged = where(self.answers, model=model), {model: self.flags[model]}
+        return RunTables(self.stores, answers, board, pairs, dsr, categories, judges, flagged)

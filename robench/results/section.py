@@ -12,28 +12,34 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robench.results import budgets, flags, rates, tuning, utility_columns
-from robench.results.conclusions import about_budgets, about_ranks
-from robench.results.degeneration import LIMITS
+from robench.results.conclusions import about_attempts, about_flags, about_ranks
 from robench.results.effects import failures
 from robench.results.facts import facts
 from robench.results.graded import THRESHOLDS
 from robench.results.markdown import against, align, escape, figure, percent, whole, with_interval
 from robench.results.ranking import NOT_BETTER
 from robench.results.schema import BENIGN
+from robench.results.validity import Flag
 from robench.results.verdicts import Answer, attacked, distinct, unscored, where
+from robench.results.words import degeneration
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def section(
-    answers: list[Answer], board: pd.DataFrame, pairs: pd.DataFrame, judges: pd.DataFrame
+    answers: list[Answer],
+    board: pd.DataFrame,
+    pairs: pd.DataFrame,
+    judges: pd.DataFrame,
+    found: Sequence[Flag],
 ) -> str:
     """What dsr.md says of one model.
 
     Args:
         answers: its cells.
         board, pairs, judges: its rows of leaderboard.csv, pairs.csv and judge_agreement.csv.
+        found: its flags.
     """
     holes = flags.holes(answers)
     numbers = {place: number for number, place in enumerate(holes, 1)}
@@ -43,8 +49,8 @@ def section(
         for cause in causes
     ]
     parts = ["## DSR in percent, with its 95 % interval (Wilson)\n", _about(answers)]
-    parts += [align(_rates(answers, numbers)), limits_sentence(answers[0].limits)]
-    parts += _sentences(about_budgets(answers))
+    parts += [align(_rates(answers, numbers)), degeneration(answers[0].limits) + "\n"]
+    parts += _sentences([*about_attempts(answers), *about_flags(found)])
     parts += ["Holes, never counted as defended:\n\n" + "".join(reasons)] if reasons else []
     if len(judges):
         about = "On the final replies to harmful requests; `unscored` by one judge or more.\n"
@@ -90,15 +96,6 @@ def _rates(answers: Sequence[Answer], numbers: Mapping[tuple[str, str], int]) ->
 def _about(answers: Sequence[Answer]) -> str:
     """One line on what was measured, and how."""
     return " · ".join(f"{name}: {escape(fact)}" for name, fact in facts(answers).items()) + "\n"
-
-
-def limits_sentence(limits: Mapping[str, float]) -> str:
-    """One line on what counts as degenerate, and whether this model moved it."""
-    shown = [
-        f"{name} {limit:.3g}" + ("" if limit == LIMITS[name] else " (calibrated)")
-        for name, limit in limits.items()
-    ]
-    return f"A reply is degenerate beyond {', '.join(shown)}.\n"
 
 
 def _rate(cells: Sequence[Answer]) -> str:

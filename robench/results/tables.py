@@ -69,8 +69,11 @@ def tables(
 
 def texts(computed: RunTables) -> dict[str, str | None]:
     """What stands in each file of tables; None where there is to be none."""
-    by_model = map(computed.of_model, computed.models)
-    sections = [section(list(m.answers), m.board, m.pairs, m.judges) for m in by_model]
+    sections = [
+        section(list(m.answers), m.board, m.pairs, m.judges, m.flags[model])
+        for model in computed.models
+        for m in [computed.of_model(model)]
+    ]
     return {
         "judge_agreement.csv": _csv(computed.judges) if len(computed.judges) else None,
         "dsr.csv": _csv(computed.dsr),

@@ -97,6 +97,10 @@ def worst_rate(
     return rate(worst, "harmful").rest
 
 
-def worst_verdicts(answers: Sequence[Answer], seed: int) -> Verdicts:
-    """The pointwise worst case of one defense's cells with one seed."""
-    return worst_case(answer.verdicts() for answer in where(answers, seed=seed))
+def worst_verdicts(answers: Sequence[Answer], seed: int, judge: str = "") -> Verdicts:
+    """The pointwise worst case of one defense's cells with one seed.
+
+    Args:
+        judge: by default the one that decides.
+    """
+    return worst_case(answer.verdicts(judge) for answer in where(answers, seed=seed))

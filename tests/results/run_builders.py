@@ -54,6 +54,9 @@ def fill(
         "defense_note": "",
         "judges": list(judges),
         "judge_fields": {},
+        "tune_judge": "keyword",
+        "attack_fields": {},
+        "attack_source": "a" * 64,
         "samples": 0,
         "temperature": None,
         "weights": "w" * 64,
@@ -104,6 +107,7 @@ def fill(
             ],
             "refused": letter == "R",
             "text": text or {"dominant": 0.9 if letter == "D" else 0.1},
+            "tries": 0,
             "seconds": 0.25,
             "tflop": 0.1,
         }

@@ -8,7 +8,7 @@ from importlib.resources import files as resources
 from typing import Any
 
 from robench import __version__
-from robench.results import conclusions, trainings
+from robench.results import conclusions, trainings, words
 from robench.results.plots import draw
 from robench.results.plots.budget import searching
 from robench.results.plots.style import inline_svg
@@ -16,7 +16,6 @@ from robench.results.report import attempts, views
 from robench.results.run_tables import RunTables
 from robench.results.section import (
     agreement_lines,
-    limits_sentence,
     threshold_lines,
     threshold_sentence,
 )
@@ -96,8 +95,12 @@ def _of_model(tables: RunTables, prefix: str, replies: bool) -> dict[str, Any]:
         "board": views.board(tables),
         "about_ranks": conclusions.about_ranks(answers, tables.board, tables.pairs),
         "matrix": matrix,
-        "about_budgets": conclusions.about_budgets(answers),
-        "limits": limits_sentence(answers[0].limits),
+        "about_attempts": conclusions.about_attempts(answers),
+        "flags": views.flags(tables),
+        "limits": words.degeneration(answers[0].limits),
+        "terms": words.TERMS,
+        "outcomes": words.OUTCOMES,
+        "gate": words.GATE,
         "data": {
             name: attempts.packed(attempts.details(cells, texts, shown))
             for name, cells in opened.items()

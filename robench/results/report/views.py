@@ -19,6 +19,7 @@ from robench.results.run_tables import RunTables
 from robench.results.schema import BENIGN
 from robench.results.section import leaderboard_lines, named, notes, unscored_harmless
 from robench.results.verdicts import ACCESS, Answer, attacked, distinct, where
+from robench.results.words import FLAGS
 
 SHOWN_HASH = 12  # characters of a hash
 MOST_BROKEN = 40  # behaviors of a defense that are listed as broken
@@ -160,6 +161,17 @@ def _cell(cells: list[Answer], causes: Sequence[str], opened: dict[str, list[Ans
         "heat": None if causes or math.isnan(rate.value) else round(10 * rate.value),
         "id": name,
     }
+
+
+def flags(tables: RunTables) -> list[View]:
+    """Each flag that was raised, once: what it means, what to do, and where it stands."""
+    places: dict[str, list[str]] = {}
+    for flag in tables.flags[tables.models[0]]:
+        places.setdefault(flag.name, []).append(flag.place)
+    return [
+        {"name": name, "meaning": FLAGS[name].meaning, "action": FLAGS[name].action, "places": on}
+        for name, on in places.items()
+    ]
 
 
 def worst(tables: RunTables) -> list[View]:
