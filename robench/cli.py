@@ -247,6 +247,68 @@ def report(
 
 
 @app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    kind: Annotated[
+        str, typer.Argument(help="matrix, leaderboard, budget, pareto, categories or training")
+    ],
+    out: Annotated[Path, typer.Option(help="a file that ends in .pdf, .svg or .png")],
+    columns: Annotated[int, typer.Option(min=1, max=2, help="of a paper, that it spans")] = 2,
+) -> None:
+    """Draw a plot of a run for a paper."""
+    from robench.results.plots.write import write
+
+    write(folder, kind, out, columns)
+    typer.echo(str(out))
+
+
+@app.command("inspect")
+def inspect_run(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    broke: Annotated[bool, typer.Option("--broke", help="only behaviors that broke")] = False,
+    defense: Annotated[str, typer.Option(help="the only one to show")] = "",
+    attack: Annotated[str, typer.Option(help="the only one to show")] = "",
+    replies: Annotated[
+        bool, typer.Option("--replies", help="show prompts and replies, which may be harmful")
+    ] = False,
+) -> None:
+    """Print what was asked, tried, said and judged, behavior by behavior."""
+    from robench.results.answers import read_answers, requests
+    from robench.results.inspection import inspected
+    from robench.runs.terminal import paged
+
+    answers = read_answers([folder])
+    paged(inspected(answers, requests([folder]), broke, defense, attack, replies))
+
+
+@app.command("compare")
+def compare_defenses(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    a: Annotated[str, typer.Argument(metavar="DEFENSE")],
+    b: Annotated[str, typer.Argument(metavar="DEFENSE")],
+) -> None:
+    """Tell which behaviors flip between two defenses of a run, and whether that is noise."""
+    from robench.results.answers import read_answers
+    from robench.results.flips import flips
+
+    typer.echo(str(flips(read_answers([folder]), a, b)))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
+    """Make every number of a folder's tables and page again, and say which differ."""
+    from robench.results.verify import verify as again
+
+    compared, problems = again(folder)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        return HOLES
+    typer.echo(f"{folder}: {compared} values, all as they follow from what lies beneath them")
+    return 0
+
+
+@app.command()
 @asks(*OF_A_FINISHED_RUN)
 def replay(
     question: Question,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -234,7 +235,7 @@ def _starts(cells: Sequence[Answer]) -> list[Answer]:
         rows: list[Row] = [
             {**row, "final": row["step"] == first[row["behavior"], row["tag"]]} for row in cell.rows
         ]
-        started.append(cell._replace(rows=rows))
+        started.append(replace(cell, rows=rows))
     return started
 
 

@@ -28,7 +28,12 @@ def visible(text: str) -> str:
 def one_line(text: str, most: int = 0) -> str:
     """`visible` text on one line, cut to `most` characters where that is more than 0."""
     line = " ".join(visible(text).split())
-    return f"{line[: most - 1]}…" if 0 < most < len(line) else line
+    return cut(line, most) if most else line
+
+
+def cut(text: str, most: int) -> str:
+    """The text, its end replaced by a mark where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def columns(text: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robench.results.answers import load_rows, read_answers
+from robench.results.flips import Flips, flips
 from robench.results.run_tables import RunTables
 from robench.results.schema import BENIGN_VARIANT
 from robench.results.store import Cell, RunStore
@@ -55,6 +56,10 @@ class Outcome:
     def rows(self) -> pd.DataFrame:
         """Every recorded attempt, as `robench.load_rows` gives it."""
         return load_rows(self.folder)
+
+    def compare(self, a: str, b: str) -> Flips:
+        """Which behaviors flip between two defenses, with the exact p and the paired interval."""
+        return flips(read_answers([self.folder]), a, b)
 
     def __str__(self) -> str:
         """The tables as dsr.md has them."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robench import files
 from robench.results.store import Cell, RunStore
 
 LAST = 4  # the step of final attempts
@@ -123,7 +123,7 @@ def fill(
 def asked_for(folder: Path, defense: str, attack: str) -> dict[str, list[str]]:
     """The order of a command that names what is in the folder, then these."""
     record = folder / "run.json"
-    before = json.loads(record.read_text())["order"] if record.is_file() else {}
+    before = files.read_json(record)["order"] if record.is_file() else {}
     return {
         "defenses": [*before.get("defenses", ()), defense],
         "attacks": [*before.get("attacks", ()), *([attack] if attack != "benign" else [])],

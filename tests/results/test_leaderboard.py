@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -158,7 +159,7 @@ def test_a_hole_is_an_upper_bound_and_ranked_after_complete_rows(hole: str) -> N
     good = defended("good", "RRRR" * 5, "RRRR" * 5, "RRRR" * 5)
     bad = defended("bad", "RRRR" * 5, "HHRR" * 5, "HHRR" * 5)
     if hole == "failed":
-        good[1] = good[1]._replace(reason="loss is NaN")
+        good[1] = replace(good[1], reason="loss is NaN")
     elif hole == "unfinished":
         good[1] = answer("gcg", "RRR " * 5, "good")
     elif hole == "not run":

@@ -36,7 +36,7 @@ def budget(tables: RunTables, width: float, by: Budget = "step") -> Figure:
     harmful = attacked(tables.answers)
     attacks = searching(tables)
     points = [a for a in distinct(harmful, "attack") if a not in attacks] if by != "step" else []
-    figure, axes = style.panels(len(attacks) + bool(points) or 1, width, 1.75)
+    figure, axes = style.panels(len(attacks) + bool(points) or 1, width, 1.2)
     for axis, attack in zip(axes, attacks, strict=False):
         for number, defense in enumerate(distinct(harmful, "defense")):
             cells = where(harmful, attack=attack, defense=defense)
@@ -53,6 +53,7 @@ def budget(tables: RunTables, width: float, by: Budget = "step") -> Figure:
         _points(axes[-1], tables, points, by)
     for axis in axes:
         style.percent_axis(axis)
+        axis.locator_params("x", nbins=5)
         axis.set_xlabel(LABELS[by])
     axes[0].set_ylabel("broken, %")
     style.legend(figure, axes)

@@ -18,7 +18,9 @@ def categories(tables: RunTables, width: float) -> Figure:
     defenses = distinct(tables.answers, "defense")
     rates = {d: worst_categories(where(tables.answers, defense=d)) for d in defenses}
     kinds = sorted({kind for of_defense in rates.values() for kind in of_defense})
-    figure, axes = style.panels(len(defenses) or 1, width, 0.6 + 0.17 * max(3, len(kinds)))
+    names = [style.name(kind or "(none)") for kind in kinds]
+    height = 0.16 * max(3, len(kinds))
+    figure, axes = style.panels(len(defenses), width, height, left=style.room(names))
     for number, (axis, defense) in enumerate(zip(axes, defenses, strict=False)):
         shown = [(place, rates[defense][k]) for place, k in enumerate(kinds) if k in rates[defense]]
         color = style.series(number)["color"]
@@ -26,7 +28,7 @@ def categories(tables: RunTables, width: float) -> Figure:
             low, high = rate.interval
             axis.barh(place, rate.value, color=color, height=0.7, alpha=0.75)
             axis.plot([low, high], [place, place], color=style.INK, linewidth=0.8)
-        axis.set_yticks(range(len(kinds)), [style.name(kind or "(none)") for kind in kinds])
+        axis.set_yticks(range(len(kinds)), names)
         axis.invert_yaxis()
         style.percent_axis(axis, "x")
         axis.set_title(style.name(defense))

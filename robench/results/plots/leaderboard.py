@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def leaderboard(tables: RunTables, width: float) -> Figure:
     """A line for each defense: the worst case, its 95 % interval, and the mean over attacks."""
     rows = tables.board.to_dict("records")
-    figure, (axis,) = style.panels(1, width, 0.5 + 0.24 * max(2, len(rows)))
+    names = [style.name(row["defense"]) + (" ≤" if row["attacks_missing"] else "") for row in rows]
+    figure, (axis,) = style.panels(1, width, 0.24 * max(2, len(rows)), left=style.room(names))
     for place, row in enumerate(rows):
         if math.isnan(row["dsr_worst"]):
             continue
@@ -26,7 +27,6 @@ def leaderboard(tables: RunTables, width: float) -> Figure:
                   label="worst case, 95 % interval")  # fmt: skip
         axis.plot(row["dsr_mean"], place, color=style.COLORS[1], marker="|", markersize=9,
                   linestyle="none", label="mean over attacks")  # fmt: skip
-    names = [style.name(row["defense"]) + (" ≤" if row["attacks_missing"] else "") for row in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     style.percent_axis(axis, "x")

@@ -27,7 +27,7 @@ def matrix(tables: RunTables, width: float) -> Figure:
     answers = list(tables.answers)
     harmful, gaps, failed = attacked(answers), holes(answers), failures(answers)
     attacks, defenses = distinct(harmful, "attack"), distinct(answers, "defense")
-    figure = Figure(figsize=(width, 0.5 * len(defenses) + 0.9))
+    figure = Figure(figsize=(width, 0.5 * len(defenses) + 0.9), layout="constrained")
     axis = figure.subplots()
     scale = matplotlib.colormaps[SCALE]
     for i, defense in enumerate(defenses):

@@ -50,7 +50,7 @@ def compliance_interval(tables: RunTables, defense: str) -> tuple[float, float]:
 def pareto(tables: RunTables, width: float) -> Figure:
     """A panel for each measure of usefulness, a point with its intervals for each defense."""
     columns = usefulness(tables)
-    figure, axes = style.panels(len(columns), width, 2.1)
+    figure, axes = style.panels(len(columns), width, 1.7)
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         _panel(axis, tables, column)
         axis.set_xlabel(style.name(label))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from robench.results.visible import one_line
+from robench.results.visible import columns, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ LONGEST = 28  # characters of a name in a plot
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Inches above, below and right of all panels, and from one row of them to the next
+_TOP, _BOTTOM, _RIGHT, _BETWEEN = 0.25, 0.72, 0.12, 0.62
 INK = "#1a1a1b"  # of text and axes; the page has its own ink in its place
 
 _RC: Mapping[str, Any] = {
@@ -36,7 +38,6 @@ _RC: Mapping[str, Any] = {
     "axes.spines.top": False,
     "axes.titlecolor": INK,
     "axes.titlesize": 8,
-    "figure.constrained_layout.use": True,
     "font.family": "sans-serif",
     "font.size": 8,
     "grid.alpha": 0.25,
@@ -80,18 +81,36 @@ def name(text: str) -> str:
     return one_line(text, LONGEST)
 
 
-def panels(count: int, width: float, height: float, across: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, `across` of them in a row of `height` inches."""
+def panels(
+    count: int, width: float, height: float, across: int = 3, left: float = 0.5
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `across` of them in a row, with room for a legend below.
+
+    Places are computed here: matplotlib's own layout draws everything three times.
+
+    Args:
+        height: of a panel's frame, in inches.
+        left: room for the labels of each panel's vertical axis, in inches.
+    """
     from matplotlib.figure import Figure
 
-    columns = max(1, min(count, across if width > ONE_COLUMN else 1))
-    rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(width, height * rows + 0.35))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    flat = list(grid.flat)
-    for spare in flat[count:]:
-        spare.set_axis_off()
-    return figure, flat[:count]
+    in_row = max(1, min(count, across if width > ONE_COLUMN else 1))
+    rows = max(1, -(-count // in_row))
+    total = _TOP + rows * height + (rows - 1) * _BETWEEN + _BOTTOM
+    figure = Figure(figsize=(width, total))
+    frame = (width - in_row * left - _RIGHT) / in_row
+    axes = []
+    for number in range(max(1, count)):
+        row, column = divmod(number, in_row)
+        x = left + column * (frame + left)
+        y = _BOTTOM + (rows - 1 - row) * (height + _BETWEEN)
+        axes.append(figure.add_axes((x / width, y / total, frame / width, height / total)))
+    return figure, axes
+
+
+def room(names: Sequence[str]) -> float:
+    """Inches that names take beside a vertical axis."""
+    return 0.2 + 0.062 * max(map(columns, names), default=4)
 
 
 def legend(figure: Figure, axes: Sequence[Axes], across: int = 4) -> None:
@@ -102,7 +121,7 @@ def legend(figure: Figure, axes: Sequence[Axes], across: int = 4) -> None:
             found.setdefault(label, handle)
     if found:
         figure.legend(
-            list(found.values()), list(found), loc="outside lower center",
+            list(found.values()), list(found), loc="lower center",
             ncols=min(across, len(found)),
         )  # fmt: skip
 
@@ -113,6 +132,7 @@ def percent_axis(axis: Axes, which: str = "y") -> None:
 
     target = axis.yaxis if which == "y" else axis.xaxis
     target.set_major_formatter(PercentFormatter(1.0, 0, symbol=""))
+    target.set_ticks([0, 0.25, 0.5, 0.75, 1])
     (axis.set_ylim if which == "y" else axis.set_xlim)(-0.03, 1.03)
     axis.grid(True)
 

@@ -16,7 +16,7 @@ def training(tables: RunTables, width: float) -> Figure:
     """A panel for each defense and curve, a line for each seed."""
     found = trainings(tables.stores, tables.answers)
     places = list(dict.fromkeys((t.defense, curve) for t in found for curve in t.curves))
-    figure, axes = style.panels(len(places) or 1, width, 1.35)
+    figure, axes = style.panels(len(places) or 1, width, 0.85)
     for axis, (defense, curve) in zip(axes, places, strict=False):
         seeds = [t for t in found if t.defense == defense and curve in t.curves]
         for number, one in enumerate(seeds):
@@ -24,6 +24,7 @@ def training(tables: RunTables, width: float) -> Figure:
             values = one.curves[curve]
             axis.plot(range(1, len(values) + 1), values, label=f"seed {one.seed}", **look)
         axis.set_title(style.name(f"{defense}: {curve}"))
+        axis.locator_params(nbins=4)
         axis.set_xlabel("training step")
         axis.grid(True)
     if not places:

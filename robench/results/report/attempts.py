@@ -17,10 +17,11 @@ from typing import Any
 
 from robench.results.schema import Row
 from robench.results.verdicts import OUTCOMES, Answer
-from robench.results.visible import visible
+from robench.results.visible import cut, one_line, visible
 from robench.types import Message
 
 LONGEST = 4000  # characters of a prompt or a reply that the page shows
+LONGEST_NAME = 160
 ORGANISM = "organism"  # its language is make-believe: its replies harm nobody
 
 Text = str | dict[str, Any]
@@ -45,16 +46,16 @@ def details(cells: Sequence[Answer], texts: Mapping[str, str], shown: bool) -> d
     category = {row["behavior"]: row["category"] for cell in cells for row in cell.rows}
     planned = list(dict.fromkeys(b for cell in cells for b in cell.header["planned"]))
     return {
-        "attack": visible(cells[0].header["attack"]),
-        "defense": visible(cells[0].header["defense"]),
-        "judges": [visible(judge) for judge in judges],
+        "attack": _name(cells[0].header["attack"]),
+        "defense": _name(cells[0].header["defense"]),
+        "judges": [_name(judge) for judge in judges],
         "seeds": [cell.header["seed"] for cell in cells],
         "left_out": sum(left_out for _, left_out in seeds),
         "behaviors": [
             {
-                "id": visible(behavior),
-                "category": visible(category.get(behavior, "")),
-                "text": visible(texts.get(behavior, ""))[:LONGEST],
+                "id": _name(behavior),
+                "category": _name(category.get(behavior, "")),
+                "text": cut(visible(texts.get(behavior, "")), LONGEST),
                 "outcomes": [seed.get(behavior, "unscored") for seed in verdicts],
                 "attempts": [a for by, _ in seeds for a in by.get(behavior, [])],
             }
@@ -103,7 +104,7 @@ def _attempt(
     return {
         "seed": seed,
         "step": row["step"],
-        "tag": visible(row["tag"]),
+        "tag": _name(row["tag"]),
         "final": row["final"],
         "outcome": outcome,
         "loss": None if loss is None or not math.isfinite(loss) else float(f"{loss:.4g}"),
@@ -128,6 +129,10 @@ def text_of(text: str, shown: bool) -> Text:
         return visible(text[:LONGEST]) + (f" … and {cut} characters more" if cut > 0 else "")
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return {"length": len(text), "sha256": digest[:16]}
+
+
+def _name(text: str) -> str:
+    return one_line(text, LONGEST_NAME)
 
 
 def _score(score: float | None) -> float | None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from robench import __version__
 from robench.results import conclusions, trainings, words
+from robench.results.answers import requests
 from robench.results.plots import draw
 from robench.results.plots.budget import searching
+from robench.results.plots.pareto import usefulness
 from robench.results.plots.style import inline_svg
 from robench.results.report import attempts, views
 from robench.results.run_tables import RunTables
@@ -20,9 +22,10 @@ from robench.results.section import (
     threshold_sentence,
 )
 from robench.results.verdicts import Answer
-from robench.results.visible import visible
+from robench.results.visible import cut, visible
 
 PAGE = "report.html"
+LONGEST = 1000  # characters of one value in a table or a sentence
 
 
 def render(tables: RunTables, replies: bool = False, before: RunTables | None = None) -> str:
@@ -60,7 +63,7 @@ def _environment() -> Any:
     def shown(value: Any) -> Any:
         if isinstance(value, Markup) or not isinstance(value, str):
             return value
-        return visible(value)
+        return cut(visible(value), LONGEST)
 
     return Environment(
         loader=FunctionLoader(_asset),
@@ -86,7 +89,7 @@ def _of_model(tables: RunTables, prefix: str, replies: bool) -> dict[str, Any]:
     opened: dict[str, list[Answer]] = {}
     matrix = views.matrix(tables, opened)
     shown = attempts.may_show(tables.models[0], replies)
-    texts = _requests(tables)
+    texts = requests(store.folder for store in tables.stores)
     return {
         "prefix": prefix,
         "name": tables.models[0],
@@ -122,7 +125,7 @@ def _plots(tables: RunTables, prefix: str) -> dict[str, str]:
     from markupsafe import Markup
 
     wanted: dict[str, tuple[str, dict[str, Any]]] = {
-        "pareto": ("pareto", {}),
+        "pareto": ("pareto", {"columns": 1 if len(usefulness(tables)) == 1 else 2}),
         "categories": ("categories", {}),
     }
     if searching(tables):
@@ -133,12 +136,3 @@ def _plots(tables: RunTables, prefix: str) -> dict[str, str]:
         name: Markup(inline_svg(draw(kind, tables, **options), f"{prefix}-{name}"))
         for name, (kind, options) in wanted.items()
     }
-
-
-def _requests(tables: RunTables) -> dict[str, str]:
-    """Behavior -> what is requested, where the run kept it."""
-    found: dict[str, str] = {}
-    for store in tables.stores:
-        if (store.folder / "behaviors.jsonl").is_file():
-            found |= {b["id"]: b["text"] for b in store.behaviors()}
-    return found
