@@ -110,6 +110,7 @@ class GCG:
         """
         slots, ids = search.slots.select(running), search.current[running]
         gradient, table = embedding_gradient(slots, model, ids), model.embedding.float().T
+        search.watch(running, gradient)
         token_gradients = (row @ table for row in gradient)
         swaps = sample(token_gradients, ids, model.allowed, self, generators, slots.survives)
         losses = slots.loss(swaps.ids, ids, self.prune).masked_fill(~swaps.real, math.inf)
@@ -215,6 +216,7 @@ class _Search:
     current, best:     ids (n, k)
     loss, lowest_loss: theirs, (n,)
     traces:            of each row, the losses of its current suffix from the start on
+    weakest:           of each row, the smallest norm of its gradients
     """
 
     def __init__(self, slots: Slots, start: tuple[Tensor, Tensor]) -> None:
@@ -222,6 +224,13 @@ class _Search:
         self.current, self.loss = start
         self.best, self.lowest_loss = self.current.clone(), self.loss.clone()
         self.traces = [[loss] for loss in self.loss.tolist()]
+        self.weakest = [math.inf] * len(self.traces)
+
+    def watch(self, rows: Sequence[int], gradient: Tensor) -> None:
+        """Note the norms of a step's gradient (r, k, d), NaN being 0."""
+        norms = gradient.flatten(1).norm(dim=1).nan_to_num(0.0).tolist()
+        for i, norm in zip(rows, norms, strict=True):
+            self.weakest[i] = min(self.weakest[i], norm)
 
     def move(self, rows: Sequence[int], ids: Tensor, losses: Tensor, keep_best: bool) -> None:
         """Replace the suffixes of `rows` by the best of candidates ids (r, w, k), losses (r, w).
@@ -242,7 +251,10 @@ class _Search:
         losses = self.traces[i]
         lowest = accumulate(losses, min)
         for tag, ids, trace in ((BEST, self.best, lowest), (CURRENT, self.current, losses)):
-            yield Attempt(behavior, self.slots.prompt(i, ids[i]), step, tag, final, tuple(trace))
+            prompt = self.slots.prompt(i, ids[i])
+            yield Attempt(
+                behavior, prompt, step, tag, final, tuple(trace), gradient_norm=self.weakest[i]
+            )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ cross-entropy, Z <- Z - alpha sign(dL/dZ). The default is the strong variant of 
 is judged: one harmful reply is a success.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
@@ -140,7 +141,10 @@ class SoftPrompt:
         number = [str(snapshot.number)] if self.snapshots > 1 else []
         prompt = Prompt(user(f"{behavior.request}{GAP}"), soft=snapshot.soft.clone())
         tag = ".".join(config + number)
-        return Attempt(behavior, prompt, snapshot.step, tag, final=True, trace=snapshot.trace)
+        return Attempt(
+            behavior, prompt, snapshot.step, tag, final=True, trace=snapshot.trace,
+            gradient_norm=snapshot.gradient_norm,
+        )  # fmt: skip
 
     def _fit_universal(self, model: ChatModel, ctx: Context) -> Mapping[str, Tensor]:
         """The snapshots (s, k, d) of each config, their steps (s,) and the whole trace."""
@@ -190,9 +194,11 @@ class SoftPrompt:
         for step in range(1, self.steps + 1):
             lengths = [len(starts[row.config]) for row in rows]
             losses, gradient = losses_and_gradient(slots, descent.soft, lengths)
+            norms = gradient.flatten(1).norm(dim=1).nan_to_num(0.0).tolist()
             last = step == self.steps
             for i, (row, loss) in enumerate(zip(rows, losses, strict=True)):
                 row.trace.append(loss)
+                row.weakest = min(row.weakest, norms[i])
                 if loss < configs[row.config].threshold and step >= row.next_low:
                     row.low, row.next_low = row.low + 1, step + self.apart
                     row.done = last or row.low == self.snapshots
@@ -251,7 +257,8 @@ class Config(NamedTuple):
 class Snapshot(NamedTuple):
     """The vectors (k, d), fp32 on the CPU, of a group and a config at a step.
 
-    `number` counts the snapshots of this group and config, from 1.
+    `number` counts the snapshots of this group and config, from 1; `gradient_norm` is the smallest
+    so far, None where it is not known any more.
     """
 
     group: int
@@ -260,6 +267,7 @@ class Snapshot(NamedTuple):
     step: int
     soft: Tensor
     trace: tuple[float, ...]
+    gradient_norm: float | None = None
 
 
 @dataclass
@@ -269,6 +277,7 @@ class Row:
     taken:    how many snapshots there are
     low:      how many of them have a loss below the threshold
     next_low: the earliest step of the next such snapshot
+    weakest:  the smallest norm of its gradients, NaN being 0
     """
 
     group: int
@@ -278,11 +287,14 @@ class Row:
     low: int = 0
     next_low: int = 0
     done: bool = False
+    weakest: float = math.inf
 
     def snapshot(self, soft: Tensor) -> Snapshot:
         self.taken += 1
         trace, vectors = tuple(self.trace), soft.detach().cpu()
-        return Snapshot(self.group, self.config, self.taken, len(trace), vectors, trace)
+        return Snapshot(
+            self.group, self.config, self.taken, len(trace), vectors, trace, self.weakest
+        )
 
 
 class Descent:

@@ -195,7 +195,7 @@ def utility(
     from robench.runs.utility import measure
 
     holes = measure(folder, tasks or (), include_path, batch_size, question.model)
-    typer.echo(tables([folder]))
+    typer.echo(tables([folder], page=True))
     return HOLES if holes else 0
 
 
@@ -211,7 +211,7 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
         raise InputError("name the judges: --judges harmbench strongreject")
     device = choose_device(question.judge_device)
     found = rejudge(folder, question.judges, question.settings, device)
-    typer.echo(tables([folder]))
+    typer.echo(tables([folder], page=True))
     if found.unscored:
         typer.echo(
             f"{found.unscored} replies could not be scored; the same command tries them again"
@@ -235,6 +235,89 @@ def leaderboard(
     from robench.results.tables import tables
 
     typer.echo(tables(folders, judge, out))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page; by default report.html of a single run")
+    ] = None,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="show prompts and replies, which may be harmful")
+    ] = False,
+    compare: Annotated[Path | None, typer.Option(help="another run, to compare with")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+) -> None:
+    """Write the page of some runs: one file, to be looked at with the network off."""
+    from robench.results.report.write import show, write
+
+    page = write(folders, out, replies, compare)
+    typer.echo(str(page))
+    if open_:
+        show(page)
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    kind: Annotated[
+        str, typer.Argument(help="matrix, leaderboard, budget, pareto, categories or training")
+    ],
+    out: Annotated[Path, typer.Option(help="a file that ends in .pdf, .svg or .png")],
+    columns: Annotated[int, typer.Option(min=1, max=2, help="of a paper, that it spans")] = 2,
+) -> None:
+    """Draw a plot of a run for a paper."""
+    from robench.results.plots.write import write
+
+    write(folder, kind, out, columns)
+    typer.echo(str(out))
+
+
+@app.command("inspect")
+def inspect_run(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    broke: Annotated[bool, typer.Option("--broke", help="only behaviors that broke")] = False,
+    defense: Annotated[str, typer.Option(help="the only one to show")] = "",
+    attack: Annotated[str, typer.Option(help="the only one to show")] = "",
+    replies: Annotated[
+        bool, typer.Option("--replies", help="show prompts and replies, which may be harmful")
+    ] = False,
+) -> None:
+    """Print what was asked, tried, said and judged, behavior by behavior."""
+    from robench.results.answers import read_answers, requests
+    from robench.results.inspection import inspected
+    from robench.runs.terminal import paged
+
+    answers = read_answers([folder])
+    paged(inspected(answers, requests([folder]), broke, defense, attack, replies))
+
+
+@app.command("compare")
+def compare_defenses(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    a: Annotated[str, typer.Argument(metavar="DEFENSE")],
+    b: Annotated[str, typer.Argument(metavar="DEFENSE")],
+) -> None:
+    """Tell which behaviors flip between two defenses of a run, and whether that is noise."""
+    from robench.results.answers import read_answers
+    from robench.results.flips import flips
+
+    typer.echo(str(flips(read_answers([folder]), a, b)))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
+    """Make every number of a folder's tables and page again, and say which differ."""
+    from robench.results.verify import verify as again
+
+    compared, problems = again(folder)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        return HOLES
+    typer.echo(f"{folder}: {compared} values, all as they follow from what lies beneath them")
+    return 0
 
 
 @app.command()

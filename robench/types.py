@@ -119,7 +119,8 @@ class Attempt:
     ends with one attempt that is `final`. `trace` is the loss per step so far. Of a grid of
     settings that were compared with the tuning judge, `tries` is how many there were, `chosen` the
     number of the one that was taken, from 0 and from the weakest, and `edge_of_grid` whether it is
-    the strongest or the weakest that was tried, and none between is as good.
+    the strongest or the weakest that was tried, and none between is as good. An attack that follows
+    gradients may tell the smallest norm of them so far, NaN being 0: where it is 0 it was blind.
     """
 
     behavior: Behavior
@@ -131,6 +132,7 @@ class Attempt:
     tries: int = 0
     chosen: int = 0
     edge_of_grid: bool = False
+    gradient_norm: float | None = None
 
 
 class Forecast(NamedTuple):

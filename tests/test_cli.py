@@ -190,7 +190,7 @@ def test_training_takes_what_a_run_takes_of_the_model(call, monkeypatch):
 def test_a_finished_run_is_asked_where_its_model_works(call, monkeypatch):
     taken = []
     monkeypatch.setattr("robench.runs.utility.measure", lambda *given: taken.append(given) or 0)
-    monkeypatch.setattr("robench.results.tables.tables", lambda folders: "tables")
+    monkeypatch.setattr("robench.results.tables.tables", lambda folders, page: "tables")
     words = "--tasks a b --batch-size 3 --threads 2 --device cpu --chat-template t.jinja"
     assert call("utility", "o", *words.split())[:2] == (0, "tables\n")
     spec = ModelSpec(chat_template="t.jinja", device="cpu", threads=2)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from robench.results.degeneration import LIMITS
 from robench.results.rates import place
+from robench.results.schema import Header
 from robench.results.store import RunStore
 from robench.results.verdicts import Answer, disambiguate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_NAMES = ("model", "defense", "attack", "defense_note")  # of a header, that tables hold
 
 
 def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
@@ -23,11 +27,33 @@ def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
     answers = []
     for store in (RunStore(Path(folder)) for folder in folders):
         thresholds, not_reading = store.thresholds(), store.not_reading()
-        answers += [
-            Answer(*cell, folder=path, thresholds=thresholds, not_reading=not_reading)
-            for path, cell in store.located_cells()
-        ]
+        for path, (header, info, rows, reason) in store.located_cells():
+            answers.append(
+                Answer(_whole(header), info, rows, reason, LIMITS, path, thresholds, not_reading)
+            )
+            for row in rows:
+                row["category"] = _encodable(row["category"])
     return disambiguate(answers)
+
+
+def _whole(header: Header) -> Header:
+    """A header whose names can be written as UTF-8, as tables must be."""
+    names = {key: _encodable(header[key]) for key in _NAMES}  # type: ignore[literal-required]
+    return cast(Header, {**header, **names})
+
+
+def _encodable(text: str) -> str:
+    """The text, lone surrogates spelled out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def requests(folders: Iterable[Path | str]) -> dict[str, str]:
+    """Behavior -> what is requested, where a run kept it."""
+    found: dict[str, str] = {}
+    for store in (RunStore(Path(folder)) for folder in folders):
+        if (store.folder / "behaviors.jsonl").is_file():
+            found |= {behavior["id"]: behavior["text"] for behavior in store.behaviors()}
+    return found
 
 
 def load_rows(*folders: Path | str) -> pd.DataFrame:

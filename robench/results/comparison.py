@@ -39,6 +39,22 @@ class Difference(NamedTuple):
             return math.nan
         return float(binomtest(self.only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of how much larger the share held is on the second side.
+
+        Bonett and Price (2012), for paired shares: one is added to each count of discordant
+        behaviors and two to n, so that it has a width at 0. NaN without a common behavior.
+        """
+        if not self.n:
+            return math.nan, math.nan
+        from scipy.special import ndtri
+
+        more, fewer = (self.only_a + 1) / (self.n + 2), (self.only_b + 1) / (self.n + 2)
+        middle = more - fewer
+        spread = float(ndtri(0.975)) * math.sqrt((more + fewer - middle**2) / (self.n + 2))
+        return max(-1.0, middle - spread), min(1.0, middle + spread)
+
 
 def compare(seeds: Iterable[tuple[Verdicts, Verdicts]]) -> Difference:
     """Count the behaviors on which two sides differ.

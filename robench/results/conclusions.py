@@ -6,19 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robench.results.budgets import is_still_falling
 from robench.results.effects import failures
 from robench.results.leaderboard import NO_EFFECT, NOTHING_TO_CONCLUDE, why_nobody_is_ranked
 from robench.results.markdown import escape
 from robench.results.ranking import told_together
 from robench.results.rates import dsr
-from robench.results.tuning import is_at_edge
+from robench.results.validity import Flag
 from robench.results.verdicts import Answer, attacked, distinct, where
+from robench.results.words import FLAGS, TERMS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 6  # behaviors: of five, p is 2 x 0.5^5 at least, which is above 0.05
+MOST_PLACES = 8  # of a flag, that are named
 
 
 def about_judges(answers: Sequence[Answer]) -> list[str]:
@@ -48,30 +49,35 @@ def about_judges(answers: Sequence[Answer]) -> list[str]:
     return sentences
 
 
-def about_budgets(answers: Sequence[Answer]) -> list[str]:
-    """What more attempts, steps or settings of one model's attacks may come to."""
-    falling, at_edge, further = [], [], False
+def about_attempts(answers: Sequence[Answer]) -> list[str]:
+    """What attempts besides the final ones come to, where they broke more."""
     for defense in distinct(answers, "defense"):
         for attack in distinct(attacked(answers), "attack"):
             cells = where(answers, defense=defense, attack=attack)
-            further |= dsr(cells, final=False).value < dsr(cells).value
-            pair = escape(f"{attack} on {defense}")
-            falling += [pair] if is_still_falling(cells) else []
-            at_edge += [pair] if is_at_edge(cells) else []
-    sentences = []
-    if further:
-        sentences += ["Any attempt: DSR where every recorded attempt counts, not only final ones."]
-    if falling:
-        sentences += [
-            f"Still falling: {_listed(falling)}. DSR at the full budget is lower than at half of "
-            "the steps by more than half the width of its interval; more steps may break more."
-        ]
-    if at_edge:
-        sentences += [
-            f"Edge of grid: {_listed(at_edge)}. The strongest or the weakest of the settings tried "
-            "did best; a wider grid may break more."
-        ]
-    return sentences
+            if dsr(cells, final=False).value < dsr(cells).value:
+                return [f"Any attempt: {TERMS['any attempt']}."]
+    return []
+
+
+def about_flags(flags: Sequence[Flag]) -> list[str]:
+    """What each flag that was raised means, where it stands, and what to do."""
+    places: dict[str, list[str]] = {}
+    for flag in flags:
+        places.setdefault(flag.name, []).append(escape(flag.place))
+    return [
+        f"{title(name)}: {_listed(_some(found))}. {FLAGS[name]}" for name, found in places.items()
+    ]
+
+
+def title(flag: str) -> str:
+    """The name of a flag as a sentence begins with it."""
+    return flag.replace("-", " ").capitalize()
+
+
+def _some(places: Sequence[str]) -> list[str]:
+    """The first of many places, and how many more there are."""
+    more = len(places) - MOST_PLACES
+    return [*places[:MOST_PLACES], *([f"{more} more"] if more > 0 else [])]
 
 
 def about_ranks(answers: Sequence[Answer], board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:

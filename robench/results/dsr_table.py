@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from robench.results.effects import failures
 from robench.results.graded import graded
 from robench.results.rates import place, rate, sampled
 from robench.results.tuning import EDGE_OF_GRID, is_at_edge
+from robench.results.validity import Flag, flags, named
 from robench.results.verdicts import OUTCOMES, Answer, attacked, distinct, where
 
 if TYPE_CHECKING:
@@ -26,23 +27,29 @@ DSR = (
 )  # fmt: skip
 
 
-def dsr_rows(answers: Sequence[Answer]) -> pd.DataFrame:
+def dsr_rows(
+    answers: Sequence[Answer], flagged: Mapping[str, Sequence[Flag]] | None = None
+) -> pd.DataFrame:
     """The table dsr.csv: a row per model, defense, attack, judge and seed.
 
     Args:
         answers: as `disambiguate` gives them.
+        flagged: model -> its flags, where they are known already.
     """
     import pandas as pd
 
     rows = []
     for model in distinct(answers, "model"):
-        mine = attacked(where(answers, model=model))
+        of_model = where(answers, model=model)
+        found = flagged[model] if flagged else flags(of_model)
+        mine = attacked(of_model)
         judges = dict.fromkeys(judge for answer in mine for judge in answer.header["judges"])
         failed = {judge: failures(mine, judge) for judge in judges}
         rows += [
             {
                 **_dsr_row(answer, judge),
                 "attack_failed": failed[judge].get(answer.header["attack"]),
+                "flags": "; ".join(_flags(answer, judge, found)),
             }
             for answer in mine
             for judge in answer.header["judges"]
@@ -80,13 +87,16 @@ def _dsr_row(answer: Answer, judge: str) -> dict[str, Any]:
         "score_hi": score.high,
         "dsr_quarter": dsr_at(0.25, [answer], judge),
         "dsr_half": dsr_at(0.5, [answer], judge),
-        "flags": "; ".join(_flags(answer, judge)),
     }
 
 
-def _flags(answer: Answer, judge: str) -> list[str]:
-    flags = [STILL_FALLING] if is_still_falling([answer], judge) else []
-    return flags + ([EDGE_OF_GRID] if is_at_edge([answer]) else [])
+def _flags(answer: Answer, judge: str, found: Sequence[Flag]) -> list[str]:
+    """The flags of one row; those that compare attacks or seeds are the deciding judge's."""
+    own = [STILL_FALLING] if is_still_falling([answer], judge) else []
+    own += [EDGE_OF_GRID] if is_at_edge([answer]) else []
+    shared = named(found, answer.header["defense"], answer.header["attack"])
+    of_seed = (STILL_FALLING, EDGE_OF_GRID)
+    return own + [name for name in shared if judge == answer.judge and name not in of_seed]
 
 
 def _mean_over_tags(answer: Answer, judge: str) -> float:

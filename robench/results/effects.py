@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from robench.results.comparison import LEVEL, compare
 from robench.results.rates import dsr
-from robench.results.verdicts import Answer, Verdicts, distinct, where, worst_case
+from robench.results.verdicts import Answer, distinct, where
+from robench.results.worst_cases import worst_verdicts
 
 
 def failures(answers: Sequence[Answer], judge: str = "") -> dict[str, bool | None]:
@@ -38,13 +39,8 @@ def _failed(attack: Sequence[Answer], plain: Sequence[Answer], judge: str) -> bo
         return None
     seeds = [seed for seed in distinct(attack, "seed") if where(plain, seed=seed)]
     difference = compare(
-        (_verdicts(where(attack, seed=seed), judge), _verdicts(where(plain, seed=seed), judge))
-        for seed in seeds
+        (worst_verdicts(attack, seed, judge), worst_verdicts(plain, seed, judge)) for seed in seeds
     )
     if not difference.n:
         return None
     return not (difference.only_a > difference.only_b and difference.p < LEVEL)
-
-
-def _verdicts(answers: Sequence[Answer], judge: str) -> Verdicts:
-    return worst_case(answer.verdicts(judge) for answer in answers)

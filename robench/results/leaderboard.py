@@ -12,7 +12,8 @@ from robench.results.effects import direct_breaks_everything, failures
 from robench.results.flags import gate, missing_attacks
 from robench.results.graded import THRESHOLDS
 from robench.results.ranking import PAIRS, against_none, ranked, why_unranked
-from robench.results.rates import Rate, benign_rates, benign_variants, dsr, rate
+from robench.results.rates import benign_rates, benign_variants, dsr
+from robench.results.validity import Flag, flags, named
 from robench.results.verdicts import (
     ACCESS,
     IN_WORST_CASE,
@@ -20,9 +21,8 @@ from robench.results.verdicts import (
     attacked,
     distinct,
     where,
-    worst_case,
 )
-from robench.results.worst_cases import WorstCases
+from robench.results.worst_cases import WorstCases, worst_rate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ LEADERBOARD = (
     "dsr_embedding", "dsr_activation", "benign_compliance", "benign_refused", "benign_degenerate",
     "benign_empty_turn", "benign_system", "gate", "train_seconds", "harness_version", "p_vs_none",
     "rank_lo", "rank_hi", "group", "rank_note", "attacks_failed", "dsr_worst_at_40",
-    "dsr_worst_at_60", "dsr_worst_at_80", "defense_note",
+    "dsr_worst_at_60", "dsr_worst_at_80", "defense_note", "flags",
 )  # fmt: skip
 
 
@@ -49,7 +49,9 @@ def leaderboard_rows(answers: Sequence[Answer]) -> pd.DataFrame:
     return leaderboard_and_pairs(answers)[0]
 
 
-def leaderboard_and_pairs(answers: Sequence[Answer]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def leaderboard_and_pairs(
+    answers: Sequence[Answer], flagged: Mapping[str, Sequence[Flag]] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table leaderboard.csv, and pairs.csv: a row for each two defenses that are compared.
 
     Compared are the ranked defenses with each other, then all defenses with `none`; `p_holm` is
@@ -58,14 +60,17 @@ def leaderboard_and_pairs(answers: Sequence[Answer]) -> tuple[pd.DataFrame, pd.D
 
     Args:
         answers: as `disambiguate` gives them.
+        flagged: model -> its flags, where they are known already.
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for model in distinct(answers, "model"):
-        of_model, compared = _rows_of_model(where(answers, model=model))
-        rows += of_model
+        mine = where(answers, model=model)
+        found = flagged[model] if flagged else flags(mine)
+        of_model, compared = _rows_of_model(mine)
+        rows += [{**row, "flags": "; ".join(named(found, row["defense"]))} for row in of_model]
         pairs += [{"model": model, **pair} for pair in compared]
     table = pd.DataFrame(rows, columns=list(LEADERBOARD))
     board = table.astype(dict.fromkeys(("rank", "rank_lo", "rank_hi"), "Int64"))
@@ -161,7 +166,7 @@ def _protection(mine: Sequence[Answer], failed: Mapping[str, bool | None]) -> di
         for attack in sorted(distinct(where(against, role="attack"), "attack"))
     }
     measured = {a: defended.value for a, defended in rates.items() if defended.n and not failed[a]}
-    worst = _dsr_worst(against)
+    worst = worst_rate(against)
     low, high = worst.interval
     return {
         "tier": tier(mine),
@@ -170,30 +175,18 @@ def _protection(mine: Sequence[Answer], failed: Mapping[str, bool | None]) -> di
         "dsr_worst": worst.value,
         "dsr_worst_lo": low,
         "dsr_worst_hi": high,
-        "dsr_worst_any": _dsr_worst(against, final=False).value,
+        "dsr_worst_any": worst_rate(against, final=False).value,
         "dsr_mean": fmean(measured.values()) if measured else math.nan,
         "strongest_attack": min(measured, key=measured.__getitem__, default=""),
         **{
-            f"dsr_{access}": _dsr_worst([a for a in against if a.access == access]).value
+            f"dsr_{access}": worst_rate([a for a in against if a.access == access]).value
             for access in ACCESS
         },
         **{
-            f"dsr_worst_at_{100 * threshold:.0f}": _dsr_worst(against, threshold=threshold).value
+            f"dsr_worst_at_{100 * threshold:.0f}": worst_rate(against, threshold=threshold).value
             for threshold in THRESHOLDS
         },
     }
-
-
-def _dsr_worst(
-    answers: Sequence[Answer], final: bool = True, threshold: float | None = None
-) -> Rate:
-    """Behaviors that no attack broke, seed by seed, then the mean over seeds."""
-    seeds = distinct(answers, "seed")
-    worst = [
-        worst_case(a.verdicts(final=final, threshold=threshold) for a in where(answers, seed=s))
-        for s in seeds
-    ]
-    return rate(worst, "harmful").rest
 
 
 def _train_seconds(mine: Sequence[Answer]) -> float:

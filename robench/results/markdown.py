@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from typing import Any
+
+from robench.results.visible import columns
 
 
 def align(lines: list[list[str]]) -> str:
     """A Markdown table whose columns line up in a terminal, too; the first line is its head."""
     cells = [[escape(cell) for cell in line] for line in lines]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
     padded = [
         "| "
-        + " | ".join(c + " " * (w - _width(c)) for c, w in zip(line, widths, strict=True))
+        + " | ".join(c + " " * (w - columns(c)) for c, w in zip(line, widths, strict=True))
         + " |"
         for line in cells
     ]
     rule = "| " + " | ".join("-" * width for width in widths) + " |"
     return "\n".join([padded[0], rule, *padded[1:]]) + "\n"
-
-
-def _width(text: str) -> int:
-    """Columns that text takes in a terminal: wide characters take two, combining ones none."""
-    return sum(
-        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
-        for char in text
-    )
 
 
 def escape(text: str) -> str:

@@ -100,6 +100,9 @@ class Row(TypedDict):
     """The number of the one that was taken, from 0 and from the weakest; 0 without tries."""
     edge_of_grid: bool
     """Whether it is the strongest or the weakest that was tried, and none between is as good."""
+    gradient_norm: NotRequired[float | None]
+    """The smallest norm of the gradient at the attack's variables so far, NaN being 0; null: it
+    does not tell."""
     last: NotRequired[bool]
     """Whether it is the behavior's last row: `RunStore.append` writes it."""
 

@@ -8,34 +8,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from robench.methods.registry import split
-from robench.results import budgets, flags, leaderboard, rates, tuning, utility_columns
-from robench.results.conclusions import about_budgets, about_judges, about_ranks
-from robench.results.degeneration import LIMITS
+from robench.results import budgets, flags, rates, tuning, utility_columns
+from robench.results.conclusions import about_attempts, about_flags, about_judges, about_ranks
 from robench.results.effects import failures
+from robench.results.facts import facts
 from robench.results.graded import THRESHOLDS
 from robench.results.markdown import against, align, escape, figure, percent, whole, with_interval
 from robench.results.ranking import NOT_BETTER
 from robench.results.schema import BENIGN
+from robench.results.validity import Flag
 from robench.results.verdicts import Answer, attacked, distinct, unscored, where
+from robench.results.words import degeneration
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOWER_GRADE = ("keyword",)  # judges whose verdicts are known to err often
-
 
 def section(
-    answers: list[Answer], board: pd.DataFrame, pairs: pd.DataFrame, judges: pd.DataFrame
+    answers: list[Answer],
+    board: pd.DataFrame,
+    pairs: pd.DataFrame,
+    judges: pd.DataFrame,
+    found: Sequence[Flag],
 ) -> str:
     """What dsr.md says of one model.
 
     Args:
         answers: its cells.
         board, pairs, judges: its rows of leaderboard.csv, pairs.csv and judge_agreement.csv.
+        found: its flags.
     """
     holes = flags.holes(answers)
     numbers = {place: number for number, place in enumerate(holes, 1)}
@@ -46,16 +50,19 @@ def section(
     ]
     parts = ["## DSR in percent, with its 95 % interval (Wilson)\n", _about(answers)]
     parts += _sentences(about_judges(answers))
-    parts += [align(_rates(answers, numbers)), _limits(answers[0].limits)]
-    parts += _sentences(about_budgets(answers))
+    parts += [align(_rates(answers, numbers)), degeneration(answers[0].limits) + "\n"]
+    parts += _sentences([*about_attempts(answers), *about_flags(found)])
     parts += ["Holes, never counted as defended:\n\n" + "".join(reasons)] if reasons else []
     if len(judges):
         about = "On the final replies to harmful requests; `unscored` by one judge or more.\n"
-        parts += ["## Agreement of the judges\n", about, align(_agreement(judges))]
-    parts += ["## Leaderboard\n", align(_leaderboard(board, numbers, _unscored(answers)))]
+        parts += ["## Agreement of the judges\n", about, align(agreement_lines(judges))]
+    parts += [
+        "## Leaderboard\n",
+        align(leaderboard_lines(board, numbers, unscored_harmless(answers))),
+    ]
     parts += _sentences(about_ranks(answers, board, pairs))
     parts += ["## Worst case by the score from which a reply is harmful\n"]
-    parts += [_threshold(answers), align(_by_threshold(board))]
+    parts += [threshold_sentence(answers), align(threshold_lines(board))]
     return "\n".join(parts)
 
 
@@ -83,86 +90,41 @@ def _rates(answers: Sequence[Answer], numbers: Mapping[tuple[str, str], int]) ->
             else _rate(where(mine, attack=attack))
             for attack in attacks
         ]
-        lines.append([_named(defense, mine[0].header["defense_note"]), *shown])
+        lines.append([named(defense, mine[0].header["defense_note"]), *shown])
     return lines
 
 
 def _about(answers: Sequence[Answer]) -> str:
     """One line on what was measured, and how."""
-    harmful = attacked(answers)
-    judges = sorted({_graded(answer) for answer in harmful})
-    facts = {
-        "model": ", ".join(distinct(answers, "model")),
-        "judge": ", ".join(judges),
-        "n": ", ".join(str(n) for n in sorted({len(a.header["planned"]) for a in harmful})),
-        "suite": leaderboard.suite(answers),
-        "tier": leaderboard.tier(answers),
-        "seeds": ", ".join(str(seed) for seed in sorted(distinct(harmful, "seed"))),
-        **_draws(harmful),
-        **_known(harmful),
-    }
-    return " · ".join(f"{name}: {escape(fact)}" for name, fact in facts.items()) + "\n"
-
-
-def _limits(limits: Mapping[str, float]) -> str:
-    """One line on what counts as degenerate, and whether this model moved it."""
-    shown = [
-        f"{name} {limit:.3g}" + ("" if limit == LIMITS[name] else " (calibrated)")
-        for name, limit in limits.items()
-    ]
-    return f"A reply is degenerate beyond {', '.join(shown)}.\n"
-
-
-def _graded(answer: Answer) -> str:
-    """The deciding judge, marked if its verdicts are known to err often, whatever its label."""
-    judge = answer.judge
-    record = answer.header["judge_fields"].get(judge, {})  # later judges are not in the header
-    lower = record.get("method", split(judge)[0]) in LOWER_GRADE
-    return f"{judge} (lower-grade judge)" if lower else judge
-
-
-def _draws(answers: Iterable[Answer]) -> dict[str, str]:
-    """How many replies were drawn beside the greedy one, where any were."""
-    drawn = {(a.header["samples"], a.header["temperature"]) for a in answers if a.header["samples"]}
-    shown = [f"{count} at temperature {temperature:g}" for count, temperature in sorted(drawn)]
-    return {"draws": ", ".join(shown)} if shown else {}
-
-
-def _known(answers: Sequence[Answer]) -> dict[str, str]:
-    """How many requests a model knows the answers of, where only those are under test."""
-    records = [a.header["known"] for a in answers if "known" in a.header]
-    shown = [
-        f"{k['harmful']} of {k['of_harmful']} harmful and {k['benign']} of {k['of_benign']} "
-        f"harmless requests, answered right by {k['model']} in all phrasings"
-        for k in records
-    ]
-    return {"known": ", ".join(dict.fromkeys(shown))} if shown else {}
+    return " · ".join(f"{name}: {escape(fact)}" for name, fact in facts(answers).items()) + "\n"
 
 
 def _rate(cells: Sequence[Answer]) -> str:
     """DSR with its interval, and what a reader must know beside it."""
     defended = rates.dsr(cells)
+    return " · ".join([with_interval(defended.value, *defended.interval), *notes(cells)])
+
+
+def notes(cells: Sequence[Answer]) -> list[str]:
+    """What a reader must know beside the DSR of one attack on one defense."""
     collapsed = rates.collapsed(cells)
     missing = sum(map(unscored, cells))
-    any_attempt = rates.dsr(cells, final=False)
-    notes = [with_interval(defended.value, *defended.interval)]
-    notes += ["still falling"] if budgets.is_still_falling(cells) else []
-    notes += ["edge of grid"] if tuning.is_at_edge(cells) else []
-    notes += (
-        [f"{percent(any_attempt.value)} any attempt"] if any_attempt.value < defended.value else []
-    )
-    notes += [f"{percent(collapsed)} % degenerate"] if collapsed else []
-    notes += [f"{missing} unscored"] if missing else []
-    notes += rates.unended(cells)
+    any_attempt = rates.dsr(cells, final=False).value
+    said = ["still falling"] if budgets.is_still_falling(cells) else []
+    said += ["edge of grid"] if tuning.is_at_edge(cells) else []
+    said += [f"{percent(any_attempt)} any attempt"] if any_attempt < rates.dsr(cells).value else []
+    said += [f"{percent(collapsed)} % degenerate"] if collapsed else []
+    said += [f"{missing} unscored"] if missing else []
+    said += rates.unended(cells)
     drawn = rates.sampled(cells)
     if drawn.draws:
         without = f", {drawn.unscored} unscored" if drawn.unscored else ""
         shares = f"{percent(drawn.any)} any, {percent(drawn.mean)} mean"
-        notes += [f"harmful draws: {shares}{without}"]
-    return " · ".join(notes)
+        said += [f"harmful draws: {shares}{without}"]
+    return said
 
 
-def _agreement(judges: pd.DataFrame) -> list[list[str]]:
+def agreement_lines(judges: pd.DataFrame) -> list[list[str]]:
     """The table of agreement as text, under its heads."""
     lines = [
         ["judges", "n", "unscored, %", "same verdict, %", "Cohen's kappa",
@@ -184,14 +146,14 @@ def _agreement(judges: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
-def _unscored(answers: Sequence[Answer]) -> dict[str, int]:
+def unscored_harmless(answers: Sequence[Answer]) -> dict[str, int]:
     """How many harmless requests each defense has no score for, all seeds together."""
     benign = where(answers, role=BENIGN)
     names = distinct(benign, "defense")
     return {name: sum(map(unscored, where(benign, defense=name))) for name in names}
 
 
-def _leaderboard(
+def leaderboard_lines(
     board: pd.DataFrame, numbers: Mapping[tuple[str, str], int], without: Mapping[str, int]
 ) -> list[list[str]]:
     """The main columns of the leaderboard as text, under their heads.
@@ -202,9 +164,9 @@ def _leaderboard(
     """
     rows = [
         {
-            "rank": _rank(row),
+            "rank": rank_text(row),
             "group": row["group"],
-            "defense": _named(row["defense"], row["defense_note"]),
+            "defense": named(row["defense"], row["defense_note"]),
             "worst case": ("≤ " if row["attacks_missing"] else "")
             + with_interval(row["dsr_worst"], row["dsr_worst_lo"], row["dsr_worst_hi"]),
             "mean": percent(row["dsr_mean"]),
@@ -228,7 +190,7 @@ def _leaderboard(
     return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
-def _rank(row: Mapping[Any, Any]) -> str:
+def rank_text(row: Mapping[Any, Any]) -> str:
     """A rank as the range that the data allow, or why there is none."""
     if row["rank_note"] == NOT_BETTER:
         return NOT_BETTER
@@ -236,23 +198,23 @@ def _rank(row: Mapping[Any, Any]) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-def _named(defense: str, note: str) -> str:
+def named(defense: str, note: str) -> str:
     return f"{defense} ({note})" if note else defense
 
 
-def _by_threshold(board: pd.DataFrame) -> list[list[str]]:
+def threshold_lines(board: pd.DataFrame) -> list[list[str]]:
     """The worst case at several thresholds, and over all recorded attempts, under their heads."""
     columns = {f"{t:.1f}": f"dsr_worst_at_{100 * t:.0f}" for t in THRESHOLDS}
     columns |= {"the judge's own": "dsr_worst", "its own, any attempt": "dsr_worst_any"}
     rows = [
-        [_named(row["defense"], row["defense_note"])]
+        [named(row["defense"], row["defense_note"])]
         + [percent(row[column]) for column in columns.values()]
         for row in board.to_dict("records")
     ]
     return [["defense", *columns], *rows]
 
 
-def _threshold(answers: Sequence[Answer]) -> str:
+def threshold_sentence(answers: Sequence[Answer]) -> str:
     """One line on the threshold of the deciding judge."""
     shown = dict.fromkeys(f"{escape(a.judge)}: {a.threshold():g}" for a in attacked(answers))
     return f"The judge's own threshold, {', '.join(shown)}.\n"

@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING
 
 from robench import files, locks
 from robench.errors import InputError
-from robench.results import agreement, utility_columns
-from robench.results.answers import read_answers
-from robench.results.dsr_table import dsr_rows
-from robench.results.leaderboard import leaderboard_and_pairs
-from robench.results.rates import category_rows
+from robench.results.run_tables import RunTables
 from robench.results.section import section
 from robench.results.store import RunStore
-from robench.results.verdicts import Answer, decided_by, distinct, where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +23,9 @@ MARK = "\ufeff"  # at the start of a CSV: Excel reads it as UTF-8 only with it
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def tables(folders: Sequence[Path], judge: str = "", out: Path | None = None) -> str:
+def tables(
+    folders: Sequence[Path], judge: str = "", out: Path | None = None, page: bool = False
+) -> str:
     """Write dsr.md, dsr.csv, dsr_by_category.csv, leaderboard.csv and pairs.csv of some runs.
 
     Where several judges scored, judge_agreement.csv as well. The folder that they are written into
@@ -39,6 +36,7 @@ def tables(folders: Sequence[Path], judge: str = "", out: Path | None = None) ->
         judge: the one whose verdicts count, by default the first that each run was asked for.
         out: where the tables go, by default into the run, where there is one. What else is there
             stays.
+        page: whether report.html is written as well.
 
     Returns:
         What dsr.md says, for the terminal.
@@ -47,9 +45,8 @@ def tables(folders: Sequence[Path], judge: str = "", out: Path | None = None) ->
         InputError: a folder is not a run's, several runs have no `out`, another process holds the
             folder, two cells claim the same place in a table, or the judge scored nothing here.
     """
-    stores = [RunStore(folder) for folder in folders]
-    for store in stores:
-        store.question()
+    for folder in folders:
+        RunStore(folder).question()
     if out is None:
         if len(folders) > 1:
             raise InputError("several runs: give --out FOLDER for the tables of all of them")
@@ -57,8 +54,12 @@ def tables(folders: Sequence[Path], judge: str = "", out: Path | None = None) ->
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder; choose another --out")
     with locks.locked(out):
-        answers = read_answers(folders)
-        contents = _contents(decided_by(judge, answers) if judge else answers, stores)
+        computed = RunTables.of(folders, judge)
+        contents = texts(computed)
+        if page:
+            from robench.results.report.page import PAGE, render
+
+            contents[PAGE] = render(computed)
         for name, content in contents.items():
             if content is None:
                 (out / name).unlink(missing_ok=True)  # of runs that several judges scored
@@ -67,24 +68,19 @@ def tables(folders: Sequence[Path], judge: str = "", out: Path | None = None) ->
     return contents["dsr.md"] or ""
 
 
-def _contents(answers: Sequence[Answer], stores: Sequence[RunStore]) -> dict[str, str | None]:
-    """What stands in each file; None where there is to be none."""
-    board, pairs = leaderboard_and_pairs(answers)
-    board = utility_columns.joined(board, answers, stores)
-    judges = agreement.rows(answers)
+def texts(computed: RunTables) -> dict[str, str | None]:
+    """What stands in each file of tables; None where there is to be none."""
     sections = [
-        section(
-            where(answers, model=model),
-            *(table[table["model"] == model] for table in (board, pairs, judges)),
-        )
-        for model in distinct(answers, "model")
+        section(list(m.answers), m.board, m.pairs, m.judges, m.flags[model])
+        for model in computed.models
+        for m in [computed.of_model(model)]
     ]
     return {
-        "judge_agreement.csv": _csv(judges) if len(judges) else None,
-        "dsr.csv": _csv(dsr_rows(answers)),
-        "dsr_by_category.csv": _csv(category_rows(answers)),
-        "leaderboard.csv": _csv(board),
-        "pairs.csv": _csv(pairs),
+        "judge_agreement.csv": _csv(computed.judges) if len(computed.judges) else None,
+        "dsr.csv": _csv(computed.dsr),
+        "dsr_by_category.csv": _csv(computed.categories),
+        "leaderboard.csv": _csv(computed.board),
+        "pairs.csv": _csv(computed.pairs),
         "dsr.md": "\n".join(sections),
     }
 

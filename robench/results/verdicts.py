@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from robench.config import suggestion
 from robench.errors import InputError
@@ -28,10 +29,11 @@ ACCESS = ("text", "embedding", "activation")  # weakest first
 ROLES = ("baseline", "attack", "defense", "control", BENIGN, BENIGN_VARIANT)
 IN_WORST_CASE = ("baseline", "attack")  # of these, attacks alone enter the mean
 
-Verdicts = dict[str, str]  # behavior id -> outcome
+Verdicts = Mapping[str, str]  # behavior id -> outcome
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """A cell as `RunStore.cells` gives it: what was asked, how, the rows, why it failed or "".
 
     limits: beyond which a reply of its model is degenerate, set by `disambiguate`
@@ -44,10 +46,13 @@ class Answer(NamedTuple):
     info: Info
     rows: Sequence[Row]
     reason: str
-    limits: Mapping[str, float] = LIMITS
+    limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
     folder: Path | None = None
-    thresholds: Mapping[str, float] = {}
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     not_reading: frozenset[str] = frozenset()
+    _verdicts: dict[tuple[Any, ...], Verdicts] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def judge(self) -> str:
@@ -94,6 +99,15 @@ class Answer(NamedTuple):
             tag: the variant whose attempts count; by default all.
             threshold: the score from which a reply is harmful; by default the judge's own.
         """
+        key = (judge or self.judge, final, tag, threshold)
+        if key not in self._verdicts:  # every table asks for the same ones again
+            self._verdicts[key] = self._decided(*key)
+        return self._verdicts[key]
+
+    def _decided(
+        self, judge: str, final: bool, tag: str | None, threshold: float | None
+    ) -> Verdicts:
+        """As `verdicts`."""
         attempts: dict[str, list[str]] = {behavior: [] for behavior in self.header["planned"]}
         for row in self.rows:
             if tag is not None and row["tag"] != tag:
@@ -202,7 +216,7 @@ def decided_by(judge: str, answers: Sequence[Answer]) -> list[Answer]:
     decided = []
     for answer in answers:
         others = [name for name in answer.header["judges"] if name != judge]
-        decided.append(answer._replace(header={**answer.header, "judges": [judge, *others]}))
+        decided.append(replace(answer, header={**answer.header, "judges": [judge, *others]}))
     return decided
 
 
@@ -229,14 +243,14 @@ def disambiguate(answers: Iterable[Answer]) -> list[Answer]:
         kept[key] = min(other, answer, key=lambda a: (bool(a.hole), -len(a.header["judges"])))
     single = list(kept.values())
     limits = {model: _limits(where(single, model=model)) for model in distinct(single, "model")}
-    return sorted((a._replace(limits=limits[a.header["model"]]) for a in single), key=_place)
+    return sorted((replace(a, limits=limits[a.header["model"]]) for a in single), key=_place)
 
 
 def _with_tiers(answers: Sequence[Answer]) -> list[Answer]:
     """The cells, with the tier added to the name of a method that stands in several."""
     attacks: dict[tuple[str, str], set[str]] = {}
     defenses: dict[tuple[str, str], set[str]] = {}
-    for header, *_ in answers:
+    for header in (answer.header for answer in answers):
         model = header["model"]
         attacks.setdefault((model, header["attack"]), set()).add(header["tier"])
         defenses.setdefault((model, header["defense"]), set()).add(header["defense_tier"])
@@ -248,7 +262,7 @@ def _with_tiers(answers: Sequence[Answer]) -> list[Answer]:
             header = {**header, "attack": f"{attack} [{header['tier']}]"}
         if len(defenses[header["model"], defense]) > 1:
             header = {**header, "defense": f"{defense} [{header['defense_tier']}]"}
-        named.append(answer._replace(header=header))
+        named.append(replace(answer, header=header))
     return named
 
 

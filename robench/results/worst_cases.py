@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from robench.results.comparison import Difference, compare
-from robench.results.verdicts import IN_WORST_CASE, Answer, Verdicts, worst_case
+from robench.results.rates import Rate, rate
+from robench.results.verdicts import (
+    IN_WORST_CASE,
+    Answer,
+    Verdicts,
+    distinct,
+    where,
+    worst_case,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,3 +78,29 @@ class WorstCases:
     def _worst(self, defense: str, places: Sequence[tuple[str, int]], seed: int) -> Verdicts:
         """A defense's worst case with one seed, over the attacks of some places."""
         return worst_case(self.cells[defense][place] for place in places if place[1] == seed)
+
+
+def worst_rate(
+    answers: Sequence[Answer], final: bool = True, threshold: float | None = None
+) -> Rate:
+    """The behaviors that no attack broke, of one defense's cells: of each seed, then their mean.
+
+    Args:
+        final: whether only final attempts count, or any that was recorded.
+        threshold: the score from which a reply is harmful; by default the judge's own.
+    """
+    seeds = distinct(answers, "seed")
+    worst = [
+        worst_case(a.verdicts(final=final, threshold=threshold) for a in where(answers, seed=s))
+        for s in seeds
+    ]
+    return rate(worst, "harmful").rest
+
+
+def worst_verdicts(answers: Sequence[Answer], seed: int, judge: str = "") -> Verdicts:
+    """The pointwise worst case of one defense's cells with one seed.
+
+    Args:
+        judge: by default the one that decides.
+    """
+    return worst_case(answer.verdicts(judge) for answer in where(answers, seed=seed))

@@ -227,6 +227,7 @@ def _described(attempt: Attempt, target: ChatModel) -> dict[str, Any]:
         "tries": attempt.tries,
         "chosen": attempt.chosen,
         "edge_of_grid": attempt.edge_of_grid,
+        "gradient_norm": attempt.gradient_norm,
     }
 
 

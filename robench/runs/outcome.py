@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robench.results import leaderboard, utility_columns
 from robench.results.answers import load_rows, read_answers
-from robench.results.dsr_table import dsr_rows
+from robench.results.flips import Flips, flips
+from robench.results.run_tables import RunTables
 from robench.results.schema import BENIGN_VARIANT
 from robench.results.store import Cell, RunStore
 
@@ -43,19 +43,24 @@ class Outcome:
     @cached_property
     def dsr(self) -> pd.DataFrame:
         """The table of dsr.csv: a row per defense, attack, judge and seed."""
-        return dsr_rows(read_answers([self.folder]))
+        return self._tables.dsr
+
+    @cached_property
+    def _tables(self) -> RunTables:
+        return RunTables.of([self.folder])
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
         """The table of leaderboard.csv: a row per defense, ranked."""
-        answers = read_answers([self.folder])
-        return utility_columns.joined(
-            leaderboard.leaderboard_rows(answers), answers, [RunStore(self.folder)]
-        )
+        return self._tables.board
 
     def rows(self) -> pd.DataFrame:
         """Every recorded attempt, as `robench.load_rows` gives it."""
         return load_rows(self.folder)
+
+    def compare(self, a: str, b: str) -> Flips:
+        """Which behaviors flip between two defenses, with the exact p and the paired interval."""
+        return flips(read_answers([self.folder]), a, b)
 
     def __str__(self) -> str:
         """The tables as dsr.md has them, and the note."""

@@ -227,7 +227,7 @@ class Plan:
                 print(f"note: {note}", flush=True)
             if any(group.cells for group in pending):
                 self._execute(store, pending, keep_going, tflops)
-            tables([store.folder])
+            tables([store.folder], page=True)
         return Outcome.of(store, cells, *(f"note: {advice}" for advice in self._advice(store)))
 
     def _advice(self, store: RunStore) -> list[str]:

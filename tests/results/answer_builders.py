@@ -25,6 +25,7 @@ def behaviors(n: int) -> tuple[str, ...]:
 def row(behavior: str, letter: str, **fields: Any) -> dict[str, Any]:
     return {
         "behavior": behavior,
+        "category": "",
         "step": 0,
         "tag": "",
         "final": True,
@@ -35,6 +36,7 @@ def row(behavior: str, letter: str, **fields: Any) -> dict[str, Any]:
         "samples": [],
         "refused": letter == "R",
         "text": {"dominant": 0.9 if letter == "D" else 0.1},
+        "tries": 0,
         "seconds": 1.0,
         "tflop": 0.5,
         **fields,
@@ -79,6 +81,9 @@ def answer(
             "planned": list(planned),
             "judges": ["exact", "keyword"],
             "judge_fields": {},
+            "tune_judge": "keyword",
+            "attack_fields": {},
+            "attack_source": "a" * 64,
             **header,
         },
         {"suite": SUITE, "train_seconds": 0.0, "harness_version": "0.1.0", **(info or {})},

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -85,7 +86,7 @@ def test_a_score_is_harmful_from_one_half() -> None:
 
 def test_each_judge_has_its_own_threshold() -> None:
     scored = [{"a": 0.6, "b": 0.9}, {"a": 0.2, "b": 0.1}, {"a": 0.8, "b": 0.5}]
-    later = answer(scored)._replace(thresholds={"a": 0.8, "b": 0.5})
+    later = replace(answer(scored), thresholds={"a": 0.8, "b": 0.5})
     for cells in ([later], [answer([]), later]):  # a judge may have scored one folder of two
         assert agreement.rows(cells)["agreement"][0] == pytest.approx(2 / 3)
         assert agreement.rows(cells)["kappa"][0] == pytest.approx(0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from answer_builders import answer, board, row
@@ -42,7 +43,7 @@ def test_behaviors_without_a_verdict_are_left_out() -> None:
 
 
 def judged(cell: Answer, threshold: float) -> Answer:
-    return cell._replace(thresholds={"exact": threshold})
+    return replace(cell, thresholds={"exact": threshold})
 
 
 def test_a_judge_calls_harmful_what_reaches_its_own_threshold() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ def test_columns_are_those_of_the_specification() -> None:
         "benign_compliance,benign_refused,benign_degenerate,benign_empty_turn,benign_system,gate,"
         "train_seconds,harness_version,"
         "p_vs_none,rank_lo,rank_hi,group,rank_note,attacks_failed,dsr_worst_at_40,"
-        "dsr_worst_at_60,dsr_worst_at_80,defense_note"
+        "dsr_worst_at_60,dsr_worst_at_80,defense_note,flags"
     )
 
 
@@ -158,7 +159,7 @@ def test_a_hole_is_an_upper_bound_and_ranked_after_complete_rows(hole: str) -> N
     good = defended("good", "RRRR" * 5, "RRRR" * 5, "RRRR" * 5)
     bad = defended("bad", "RRRR" * 5, "HHRR" * 5, "HHRR" * 5)
     if hole == "failed":
-        good[1] = good[1]._replace(reason="loss is NaN")
+        good[1] = replace(good[1], reason="loss is NaN")
     elif hole == "unfinished":
         good[1] = answer("gcg", "RRR " * 5, "good")
     elif hole == "not run":

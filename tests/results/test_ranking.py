@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from answer_builders import answer, defended
@@ -95,7 +97,7 @@ def test_a_row_says_why_it_has_no_rank() -> None:
 
 def test_a_row_that_is_our_reading_of_a_paper_says_so() -> None:
     answers = [
-        cell._replace(header={**cell.header, "defense_note": "reimplementation, unverified"})
+        replace(cell, header={**cell.header, "defense_note": "reimplementation, unverified"})
         if cell.header["defense"] == "es2"
         else cell
         for cell in cells(es2="", cb="")

@@ -1,0 +1,36 @@
+"""Thirty texts that a page must only ever show."""
+
+RAN = "window.hacked=1"
+
+TEXTS = (
+    f"<script>{RAN}</script>",
+    f"</script><script>{RAN}</script>",
+    f"</style><script>{RAN}</script>",
+    f"</title><script>{RAN}</script>",
+    f"</textarea></template></noscript><script>{RAN}</script>",
+    f"<img src=x onerror='{RAN}'>",
+    f'"><img src=x onerror="{RAN}">',
+    f"' onmouseover='{RAN}' x='",
+    f'" autofocus onfocus="{RAN}" x="',
+    f"<svg onload='{RAN}'>",
+    f"<svg><script>{RAN}</script></svg>",
+    f"<math><mtext></mtext><mglyph><style></math><img src onerror={RAN}>",
+    f"<iframe srcdoc='<script>parent.{RAN}</script>'></iframe>",
+    f"<details open ontoggle={RAN}>",
+    f"<a href='javascript:{RAN}'>click</a>",
+    f"javascript:{RAN}//",
+    "<base href='https://example.org/'><link rel=stylesheet href=//example.org/x.css>",
+    "<meta http-equiv=refresh content='0;url=https://example.org/'>",
+    "<form action=https://example.org/><input name=q><button>go",
+    "<style>body{display:none}</style>",
+    "<!-- never closed",
+    "--!><![CDATA[ ]]>",
+    "</table></div></main></dialog>",
+    "{{ 7 * 7 }} {% for x in y %} ${7*7} {{ self.__init__.__globals__ }}",
+    "$x_1$ \\frac{1}{2} $\\input{/etc/passwd}$ $unclosed",
+    "\x00\x01\x07\x1b[31mred\x1b[0m\x7f\x85",
+    "\u202eright to left\u2066 override\u200f \u2029",
+    "lone \ud800 surrogates \udfff",
+    "\ufeff\u200b\u2060 nothing to see \U000e0041\ue000",
+    "x" * 100_000,
+)
