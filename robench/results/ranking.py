@@ -22,6 +22,7 @@ from robench.results.worst_cases import WorstCases
 
 PAIRS = ("model", "a", "b", "only_a", "only_b", "p", "p_holm")
 NOT_BETTER = "not better than none"
+INCOMPLETE = "too incomplete to compare with none"
 
 Row = dict[str, Any]
 
@@ -74,7 +75,9 @@ def why_unranked(row: Mapping[str, Any], against: Mapping[str, Row], attacks: st
         return f"gate {row['gate']}"
     if attacks:
         return attacks
-    return "" if is_better(against[row["defense"]]) else NOT_BETTER
+    if is_better(against[row["defense"]]):
+        return ""
+    return INCOMPLETE if row["attacks_missing"] else NOT_BETTER
 
 
 def is_better(pair: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from robench.results.effects import failures
 from robench.results.facts import facts
 from robench.results.graded import THRESHOLDS
 from robench.results.markdown import against, align, escape, figure, percent, whole, with_interval
-from robench.results.ranking import NOT_BETTER
+from robench.results.ranking import INCOMPLETE, NOT_BETTER
 from robench.results.schema import BENIGN
 from robench.results.validity import Flag
 from robench.results.verdicts import Answer, attacked, distinct, unscored, where
@@ -192,8 +192,8 @@ def leaderboard_lines(
 
 def rank_text(row: Mapping[Any, Any]) -> str:
     """A rank as the range that the data allow, or why there is none."""
-    if row["rank_note"] == NOT_BETTER:
-        return NOT_BETTER
+    if row["rank_note"] in (NOT_BETTER, INCOMPLETE):
+        return str(row["rank_note"])
     low, high = whole(row["rank_lo"]), whole(row["rank_hi"])
     return low if low == high else f"{low}-{high}"
 

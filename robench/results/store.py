@@ -337,8 +337,17 @@ class RunStore:
         return {judge: record["threshold"] for judge, record in self._judges().items()}
 
     def not_reading(self) -> frozenset[str]:
-        """The judges, of the run or later, that do not read what replies say."""
+        """The judges, of the run or later, that do not read what replies say.
+
+        Raises:
+            InputError: an earlier version of robench made the folder, and did not record it.
+        """
         records = self._judges()
+        if any("reads_content" not in record for record in records.values()):
+            raise InputError(
+                f"{self.folder} was made by an earlier version of robench, whose records lack what "
+                "judges read: run it again into another folder"
+            )
         return frozenset(judge for judge in records if not records[judge]["reads_content"])
 
     def _judges(self) -> dict[str, dict[str, Any]]:

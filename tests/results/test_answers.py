@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,13 @@ def test_judges_decide_by_the_threshold_that_they_declared(tmp_path: Path) -> No
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a run folder"):
         load_rows(tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "gcg", "HRRR")
+    record = tmp_path / "run.json"
+    question = json.loads(record.read_text())
+    question["judge_fields"] = {"exact": {"method": "exact", "threshold": 0.5}}
+    record.write_text(json.dumps(question))
+    with pytest.raises(InputError, match="made by an earlier version of robench"):
+        read_answers([tmp_path])

@@ -117,6 +117,14 @@ def test_any_attempt_and_a_curve_that_falls_stand_beside_the_rate(tmp_path: Path
     assert "\n- Still falling: gcg on none. DSR at the full budget is lower than at half" in text
 
 
+def test_a_defense_with_holes_is_not_called_useless(tmp_path: Path) -> None:
+    run(tmp_path, 20, none="H" * 20)
+    fill(tmp_path, "direct", "R" * 20, "half")
+    fill(tmp_path, "gcg", "", "half", reason="the machine went off")
+    fill(tmp_path, "benign", "YYYY", "half")
+    assert board(tables([tmp_path]), "half")[0] == "too incomplete to compare with none"
+
+
 def test_a_choice_at_the_edge_of_its_grid_is_flagged(tmp_path: Path) -> None:
     fill(tmp_path, "repe", "H" * 20, edge_of_grid=True)
     fill(tmp_path, "scav", "R" * 20)
