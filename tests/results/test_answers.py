@@ -80,8 +80,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "gcg", "HRRR")
     record = tmp_path / "run.json"
-    question = json.loads(record.read_text())
-    question["judge_fields"] = {"exact": {"method": "exact", "threshold": 0.5}}
-    record.write_text(json.dumps(question))
+    run = json.loads(record.read_text())
+    run["question"]["judge_fields"] = {"exact": {"method": "exact", "threshold": 0.5}}
+    record.write_text(json.dumps(run))
     with pytest.raises(InputError, match="made by an earlier version of robench"):
         read_answers([tmp_path])
