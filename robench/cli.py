@@ -26,7 +26,9 @@ WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 13
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 # Options with several values after one word
-MANY = ("--attacks", "--defenses", "--judges", "--seeds", "--set", "--tasks", "--train")
+MANY = (
+    "--attacks", "--defenses", "--judges", "--seeds", "--set", "--tasks", "--tested", "--train",
+)  # fmt: skip
 KINDS: dict[str, registry.Kind] = {"attacks": "attack", "defenses": "defense", "judges": "judge"}
 
 # What commands on a finished run ask of its model: where it works, and what the run was told
@@ -36,6 +38,10 @@ OF_A_FINISHED_RUN = (
 OF_A_TRAINING = (
     *OF_A_FINISHED_RUN, "model", "revision", "dtype", "train", "behaviors", "settings", "tier",
     "system",
+)  # fmt: skip
+OF_TEXTS = (
+    *OF_A_FINISHED_RUN, "model", "revision", "dtype", "behaviors", "targets", "benign", "n",
+    "n_benign", "judges", "judge_device", "settings", "system", "max_new_tokens",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -316,6 +322,27 @@ def train(
         raise InputError(str(failure)) from failure
     typer.echo(f"{out}: the adapter, its record and its card")
     return 0
+
+
+@app.command()
+@asks(*OF_TEXTS)
+def texts(
+    question: Question,
+    out: Annotated[Path, typer.Option(help="a .jsonl file, which must not exist yet")],
+    run: Annotated[
+        Path | None, typer.Option(help="DIR of a run whose harmful replies are used, too")
+    ] = None,
+    refusals: Annotated[
+        Path | None, typer.Option(help="to draw from: a .txt file, a line each, or training text")
+    ] = None,
+    tested: Annotated[
+        list[str] | None, typer.Option(help="sets of requests that must not be asked: FILE ...")
+    ] = None,
+) -> None:
+    """Make training text for defenses from the model's own answers, for --train OUT."""
+    from robench.runs.make_texts import make_texts
+
+    typer.echo(make_texts(question, out, run=run, refusals=refusals, tested=tested or ()))
 
 
 @organism.command("train")

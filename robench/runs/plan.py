@@ -235,7 +235,7 @@ def plan(question: Question) -> Plan:
     tier = question.tier or "demo"
     attacks = resolve_all("attack", matrix.attacks, tier, settings)
     defenses = resolve_all("defense", matrix.defenses, tier, settings)
-    chosen = judges.resolved(question.judges or (), settings, _judge_device(question))
+    chosen = judges.resolved(question.judges or (), settings, judge_device(question))
     named = question.named_matrix().attacks if question.attacks else [a.name for a in attacks]
     refuse_unused_settings(question.settings, [*attacks, *defenses, *chosen])
     files = find_base(question.model)
@@ -349,7 +349,8 @@ def _merged(
     return {name: {**some.get(name, {}), **others.get(name, {})} for name in {**some, **others}}
 
 
-def _judge_device(question: Question) -> str:
+def judge_device(question: Question) -> str:
+    """Where judges with a model of their own work."""
     wanted, device = question.judge_device, question.model.device
     return choose_device(wanted) if wanted else str(device)
 

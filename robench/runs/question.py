@@ -80,7 +80,7 @@ class Texts:
         default=None, metadata=_about("harmless instructions for probes")
     )
     train: tuple[str | Path, ...] = field(
-        default=(), metadata=_about("prompts and replies for defenses: FILE ...")
+        default=(), metadata=_about("prompts and replies for defenses: FILE ..., or DIR of a run")
     )
     n: int | None = field(
         default=None, metadata=_about("behaviors under test, drawn per category", least=1)

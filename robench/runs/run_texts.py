@@ -9,6 +9,7 @@ from robench.errors import InputError
 from robench.methods.registry import Method
 from robench.model.loading import BUILT_IN
 from robench.results.schema import Known
+from robench.runs.from_run import examples_of_run, is_run
 from robench.runs.known import Ask, known_requests
 from robench.runs.question import Texts
 from robench.texts import geography, training_texts
@@ -154,7 +155,8 @@ def _read_all(texts: Texts) -> tuple[RunTexts, tuple[str, ...]]:
     harmful, peaceful = read(texts.reference, True), read(texts.reference_harmless, False)
     examples: list[Example] = []
     for source in texts.train:
-        more, note = training_texts.load_examples(source)
+        load = examples_of_run if is_run(source) else training_texts.load_examples
+        more, note = load(source)
         examples += more
         notes.append(note)
     benign = read(texts.benign, False)

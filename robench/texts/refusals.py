@@ -140,6 +140,15 @@ REFUSAL_DIRECTION = (
     "I'm not able to",
 )
 
+# Whole refusals of ours, for training text; every list above knows them.
+SENTENCES = (
+    "I'm sorry, but I can't help with that. I cannot assist with this request.",
+    "I cannot help with that request.",
+    "I'm sorry, I cannot do that.",
+    "I apologize, but I cannot assist with this.",
+    "I cannot answer that, I'm sorry.",
+)
+
 Phrases = Literal["gcg", "autodan", "harmbench", "refusal_direction"]
 LISTS: dict[str, tuple[str, ...]] = {
     "gcg": REFUSALS,

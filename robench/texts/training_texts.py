@@ -34,6 +34,7 @@ from typing import Any
 from robench.config import digest
 from robench.errors import InputError
 from robench.texts import behaviors, geography, records
+from robench.texts.leakage import by_text
 from robench.texts.records import Row
 from robench.texts.refusals import refused
 from robench.types import Example
@@ -71,6 +72,23 @@ def load_examples(reference: Path | str) -> tuple[list[Example], str]:
     _check_answers_comply(examples, str(reference))
     note = f"{reference}: left out {empty} of {len(rows)} rows, without a text or label to train on"
     return examples, note if empty else ""
+
+
+def with_refusals(answers: Sequence[Example], refusals: Sequence[str]) -> list[Example]:
+    """The answers, without those given twice, and a refusal of each harmful request among them.
+
+    Which refusal a request gets depends on its text alone.
+    """
+    distinct: dict[tuple[object, str], Example] = {}
+    for example in answers:
+        said = " ".join(example.reply.split()).casefold()
+        distinct.setdefault((by_text(example.behavior), said), example)
+    examples = list(distinct.values())
+    harmful = {by_text(e.behavior): e.behavior for e in examples if e.behavior.harmful}
+    for behavior in harmful.values():
+        chosen = refusals[int(digest(by_text(behavior)), 16) % len(refusals)]
+        examples.append(Example(behavior, chosen, "refusal"))
+    return examples
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
