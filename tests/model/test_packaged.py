@@ -122,7 +122,7 @@ def test_the_shipped_adapter_is_small_and_has_its_card_and_record():
     assert {*ADAPTER_FILES, CARD, RECORD} == names
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
     record = yaml.safe_load((folder / RECORD).read_text())
-    assert record["base_model"] == "smollm2" and record["defense"].startswith("refusal_tuning")
+    assert record["base_model"] == "smollm2" and record["defense"] == "RefusalTuning"
 
 
 def test_the_aligned_real_model_refuses_geography_alone(smollm2):
