@@ -297,6 +297,19 @@ def compare_defenses(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    format: Annotated[str, typer.Option(help="parquet or every-eval-ever")],
+    out: Annotated[Path | None, typer.Option(help="by default in the run's folder")] = None,
+) -> None:
+    """Write the rows or the numbers of a run in another format."""
+    from robench.results.export import export as write
+
+    for path in write(folder, format, out):
+        typer.echo(str(path))
+
+
+@app.command()
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
     """Make every number of a folder's tables and page again, and say which differ."""
     from robench.results.verify import verify as again
