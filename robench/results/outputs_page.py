@@ -17,7 +17,7 @@ COLUMNS = {
     "pairs.csv": (ranking.PAIRS, "A row for each two defenses that are compared."),
     "judge_agreement.csv": (agreement.COLUMNS, "A row per pair of judges, then one for all."),
 }
-RECORDS = (schema.Row, schema.Sample, schema.Artifact, schema.Header, schema.Info)
+RECORDS = (schema.Row, schema.Sample, schema.Artifact, schema.Question, schema.Header, schema.Info)
 
 
 def page() -> str:
