@@ -20,6 +20,8 @@ from robench.errors import Failure, InputError
 from robench.methods import registry
 from robench.runs import matrices
 from robench.runs.question import OPTIONS, Option, Question
+from robench.runs.terminal import paged
+from robench.runs.terminal import show as show_tables
 
 WRONG_INPUT, HOLES, INTERRUPTED = 2, 3, 130  # Typer itself turns Ctrl-C into 130
 
@@ -175,7 +177,8 @@ def run(
         typer.echo(planned.preview(out, tflops))
         return 0
     outcome = planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops)
-    typer.echo(str(outcome))
+    show_tables(str(outcome))
+    typer.echo(f"{outcome.folder / 'report.html'} shows all of it; the tables are beside it")
     return HOLES if outcome.holes else 0
 
 
@@ -195,7 +198,7 @@ def utility(
     from robench.runs.utility import measure
 
     holes = measure(folder, tasks or (), include_path, batch_size, question.model)
-    typer.echo(tables([folder], page=True))
+    show_tables(tables([folder], page=True))
     return HOLES if holes else 0
 
 
@@ -211,7 +214,7 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
         raise InputError("name the judges: --judges harmbench strongreject")
     device = choose_device(question.judge_device)
     found = rejudge(folder, question.judges, question.settings, device)
-    typer.echo(tables([folder], page=True))
+    show_tables(tables([folder], page=True))
     if found.unscored:
         typer.echo(
             f"{found.unscored} replies could not be scored; the same command tries them again"
@@ -234,7 +237,7 @@ def leaderboard(
     """Rebuild the tables of runs from their cells alone."""
     from robench.results.tables import tables
 
-    typer.echo(tables(folders, judge, out))
+    show_tables(tables(folders, judge, out))
 
 
 @app.command()
@@ -287,7 +290,6 @@ def inspect_run(
     """Print what was asked, tried, said and judged, behavior by behavior."""
     from robench.results.answers import read_answers, requests
     from robench.results.inspection import inspected
-    from robench.runs.terminal import paged
 
     answers = read_answers([folder])
     paged(inspected(answers, requests([folder]), broke, defense, attack, replies))
@@ -304,6 +306,19 @@ def compare_defenses(
     from robench.results.flips import flips
 
     typer.echo(str(flips(read_answers([folder]), a, b)))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    format: Annotated[str, typer.Option(help="parquet or every-eval-ever")],
+    out: Annotated[Path | None, typer.Option(help="by default in the run's folder")] = None,
+) -> None:
+    """Write the rows or the numbers of a run in another format."""
+    from robench.results.export import export as write
+
+    for path in write(folder, format, out):
+        typer.echo(str(path))
 
 
 @app.command()

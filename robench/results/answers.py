@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from robench.results.degeneration import LIMITS
 from robench.results.rates import place
-from robench.results.schema import Header
+from robench.results.schema import Header, Row
 from robench.results.store import RunStore
 from robench.results.verdicts import Answer, disambiguate
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_KEPT = (
+    "behavior", "category", "step", "tag", "final", "access", "scores", "refused", "text",
+    "seconds", "tflop", "tries", "edge_of_grid",
+)  # fmt: skip
 _NAMES = ("model", "defense", "attack", "defense_note")  # of a header, that tables hold
 
 
-def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
+def read_answers(folders: Iterable[Path | str], slim: bool = False) -> list[Answer]:
     """The cells of some runs together, as `disambiguate` gives them.
+
+    Args:
+        slim: whether rows keep only what tables are made of, in a third of the memory: replies
+            that there are become "", prompts and traces are left out.
 
     Raises:
         InputError: a folder is not a run's or is damaged, or two cells claim the same place.
@@ -28,11 +37,12 @@ def read_answers(folders: Iterable[Path | str]) -> list[Answer]:
     for store in (RunStore(Path(folder)) for folder in folders):
         thresholds, not_reading = store.thresholds(), store.not_reading()
         for path, (header, info, rows, reason) in store.located_cells():
-            answers.append(
-                Answer(_whole(header), info, rows, reason, LIMITS, path, thresholds, not_reading)
-            )
             for row in rows:
                 row["category"] = _encodable(row["category"])
+            kept = [_slim(row) for row in rows] if slim else rows
+            answers.append(
+                Answer(_whole(header), info, kept, reason, LIMITS, path, thresholds, not_reading)
+            )
     return disambiguate(answers)
 
 
@@ -40,6 +50,18 @@ def _whole(header: Header) -> Header:
     """A header whose names can be written as UTF-8, as tables must be."""
     names = {key: _encodable(header[key]) for key in _NAMES}  # type: ignore[literal-required]
     return cast(Header, {**header, **names})
+
+
+def _slim(row: Row) -> Row:
+    """A row without what only a reader of replies wants; names that many rows share stand once."""
+    kept: dict[str, Any] = {key: row[key] for key in _KEPT}  # type: ignore[literal-required]
+    for key in ("behavior", "category", "tag", "access"):
+        kept[key] = sys.intern(kept[key])
+    kept["reply"] = None if row["reply"] is None else ""
+    kept["samples"] = row["samples"] or ()
+    if "gradient_norm" in row:
+        kept["gradient_norm"] = row["gradient_norm"]
+    return cast(Row, kept)
 
 
 def _encodable(text: str) -> str:

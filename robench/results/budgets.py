@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 from robench.results.rates import dsr, rate
-from robench.results.schema import Row
 from robench.results.verdicts import Answer, Verdicts, verdict
 
 STILL_FALLING = "still-falling"
@@ -41,18 +40,19 @@ def _verdicts_at(fraction: float, answer: Answer, judge: str) -> Verdicts | None
     most = max((row["step"] for row in answer.rows), default=0)
     if not most:
         return None
-    standing: dict[str, dict[str, Row]] = {row["behavior"]: {} for row in answer.rows}
-    for row in answer.rows:
+    standing: dict[str, dict[str, int]] = {row["behavior"]: {} for row in answer.rows}
+    for place, row in enumerate(answer.rows):
         if row["step"] <= fraction * most:
             by_tag = standing[row["behavior"]]
             before = by_tag.get(row["tag"])
-            if before is None or row["step"] >= before["step"]:
-                by_tag[row["tag"]] = row
+            if before is None or row["step"] >= answer.rows[before]["step"]:
+                by_tag[row["tag"]] = place
     if not all(standing.values()):
         return None
+    results = answer.outcomes(judge)
     outcomes = {
-        behavior: [answer.outcome(row, judge) for row in by_tag.values()]
+        behavior: [results[place] for place in by_tag.values()]
         for behavior, by_tag in standing.items()
         if behavior in answer.header["planned"]
     }
-    return {behavior: verdict(results) for behavior, results in outcomes.items()}
+    return {behavior: verdict(found) for behavior, found in outcomes.items()}

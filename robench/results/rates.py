@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +71,7 @@ class Sampled(NamedTuple):
     unscored: int
 
 
+@lru_cache(4096)
 def interval(hits: float, n: int) -> tuple[float, float]:
     """The Wilson score interval (95 %) of `hits` of `n` behaviors; NaN where n is 0.
 

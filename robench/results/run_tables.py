@@ -27,7 +27,7 @@ class RunTables:
     """The cells of some runs put together, and the tables that they come to.
 
     stores:     the runs
-    answers:    their cells, as `disambiguate` gives them
+    answers:    their cells, as `disambiguate` gives them, with slim rows (`read_answers`)
     board:      leaderboard.csv
     pairs:      pairs.csv
     dsr:        dsr.csv
@@ -59,7 +59,7 @@ class RunTables:
         stores = [RunStore(folder) for folder in folders]
         for store in stores:
             store.question()
-        answers = read_answers(folders)
+        answers = read_answers(folders, slim=True)
         if judge:
             answers = decided_by(judge, answers)
         flagged = {m: flags(where(answers, model=m)) for m in distinct(answers, "model")}

@@ -419,6 +419,11 @@ class RunStore:
         return self.folder / "utility" / f"{_defended_model_name(header)}.json"
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a cell's folder, with the scores of all judges so far."""
+    return _scored(path)[0]
+
+
 def replied(row: Row) -> Iterator[tuple[int | None, Sample]]:
     """The replies to an attempt: None and the row itself, then its samples by number.
 

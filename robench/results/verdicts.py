@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,19 @@ class Answer:
     _verdicts: dict[tuple[Any, ...], Verdicts] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _outcomes: dict[str, list[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def judge(self) -> str:
         """The judge that decides: the first of those that the run was asked for."""
         return self.header["judges"][0]
 
-    @property
+    @cached_property
     def access(self) -> str:
         """The strongest access that an attempt needed, "" where none was made."""
-        return max((row["access"] for row in self.rows), key=ACCESS.index, default="")
+        return max({row["access"] for row in self.rows}, key=ACCESS.index, default="")
 
     @property
     def hole(self) -> str:
@@ -109,12 +113,21 @@ class Answer:
     ) -> Verdicts:
         """As `verdicts`."""
         attempts: dict[str, list[str]] = {behavior: [] for behavior in self.header["planned"]}
-        for row in self.rows:
-            if tag is not None and row["tag"] != tag:
+        known = self.outcomes(judge) if threshold is None else None
+        for place, row in enumerate(self.rows):
+            if (tag is not None and row["tag"] != tag) or (final and not row["final"]):
                 continue
-            if row["behavior"] in attempts and (row["final"] or not final):
-                attempts[row["behavior"]].append(self.outcome(row, judge, threshold))
+            if row["behavior"] in attempts:
+                result = known[place] if known else self.outcome(row, judge, threshold)
+                attempts[row["behavior"]].append(result)
         return {behavior: verdict(outcomes) for behavior, outcomes in attempts.items()}
+
+    def outcomes(self, judge: str = "") -> Sequence[str]:
+        """The outcome of each row, as `outcome` has it."""
+        judge = judge or self.judge
+        if judge not in self._outcomes:
+            self._outcomes[judge] = [self.outcome(row, judge) for row in self.rows]
+        return self._outcomes[judge]
 
     def threshold(self, judge: str = "") -> float:
         """The score from which a judge, by default the one that decides, calls a reply harmful."""

@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from robench.results.schema import Row
+from robench.results.store import read_rows
 from robench.results.verdicts import OUTCOMES, Answer
 from robench.results.visible import cut, one_line, visible
 from robench.types import Message
@@ -75,7 +76,8 @@ def _of_seed(
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """The attempts to show of each behavior of one cell, and how many were left out."""
     by_behavior: dict[str, list[tuple[Row, str]]] = {}
-    for row in cell.rows:
+    rows = read_rows(cell.folder) if cell.folder else cell.rows  # those at hand may be slim
+    for row in rows:
         by_behavior.setdefault(row["behavior"], []).append((row, cell.outcome(row)))
     kept, left_out = {}, 0
     for behavior, attempts in by_behavior.items():

@@ -70,12 +70,8 @@ def _origin(answers: Sequence[Answer]) -> dict[str, str]:
         for answer, info in zip(answers, infos, strict=True)
     }
     commits = {str(info["commit"]) for info in infos if info.get("commit")}
-    written = [
-        path.stat().st_mtime
-        for answer in answers
-        if answer.folder and (path := answer.folder / "rows.jsonl").is_file()
-    ]
-    date = f"{datetime.fromtimestamp(max(written), UTC):%Y-%m-%d %H:%M} UTC" if written else ""
+    written = last_recorded(answers)
+    date = f"{datetime.fromtimestamp(written, UTC):%Y-%m-%d %H:%M} UTC" if written else ""
     shown = {
         "last recorded": date,
         "commit": ", ".join(sorted(commits)),
@@ -83,6 +79,12 @@ def _origin(answers: Sequence[Answer]) -> dict[str, str]:
         "versions": ", ".join(sorted(versions)),
     }
     return {name: value for name, value in shown.items() if value}
+
+
+def last_recorded(answers: Sequence[Answer]) -> float:
+    """When the last of some cells' rows was written, in seconds since 1970; 0 without any."""
+    rows = (answer.folder / "rows.jsonl" for answer in answers if answer.folder)
+    return max((path.stat().st_mtime for path in rows if path.is_file()), default=0.0)
 
 
 def _hashes(answers: Sequence[Answer]) -> dict[str, str]:
