@@ -31,7 +31,7 @@ def asked(monkeypatch, tmp_path):
             asked.options = {"out": out, **options}
             if asked.error:
                 raise asked.error
-            return SimpleNamespace(holes=asked.holes)
+            return SimpleNamespace(holes=asked.holes, folder=tmp_path)
 
     def plan(question):
         asked.question = question
