@@ -76,7 +76,10 @@ def records(tables: RunTables) -> Iterator[tuple[str, dict[str, Any]]]:
         answers = where(tables.answers, model=board["model"], defense=board["defense"])
         stamp = f"{last_recorded(answers):.0f}"
         version = str(board["harness_version"])
-        details = {"defense": board["defense"], "suite": board["suite"], "tier": board["tier"]}
+        details = {
+            "deployment_type": "self_deployed", "model_availability": "open_weights",
+            "defense": board["defense"], "suite": board["suite"], "tier": board["tier"],
+        }  # fmt: skip
         yield (
             name,
             {
