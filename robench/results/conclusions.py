@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from robench.results.effects import failures
 from robench.results.leaderboard import NO_EFFECT, NOTHING_TO_CONCLUDE, why_nobody_is_ranked
-from robench.results.markdown import escape
+from robench.results.markdown import escape, percent
 from robench.results.ranking import told_together
 from robench.results.rates import dsr
 from robench.results.validity import Flag
@@ -105,11 +105,25 @@ def about_ranks(answers: Sequence[Answer], board: pd.DataFrame, pairs: pd.DataFr
         "A rank is the range that the behaviors allow (95 %); defenses that share a letter cannot "
         f"be told apart on the worst case (exact McNemar{mean}, Holm over the pairs: pairs.csv)."
     ]
+    if seeds > 1:
+        sentences += [_by_seed(board[board["defense"].isin(names)])]
     together = [g for g in told_together(names, compared.to_dict("records")) if len(g) > 1]
     return sentences + [
         f"{_listed(list(map(escape, group)))} cannot be told apart ({_least(group, p_values)})."
         for group in together
     ]
+
+
+def _by_seed(board: pd.DataFrame) -> str:
+    """How far trainings of one defense lie apart, which no test here counts."""
+    shown = []
+    for name, by_seed in zip(board["defense"], board["dsr_worst_by_seed"], strict=True):
+        worst = [percent(float(part.partition(": ")[2])) for part in by_seed.split("; ")]
+        shown.append(f"{escape(name)} {', '.join(worst)}")
+    return (
+        f"Worst case by training seed: {'; '.join(shown)}. Ranks and p values are of these "
+        "trainings; others may lie as far apart as these do."
+    )
 
 
 def _about_attacks(answers: Sequence[Answer]) -> list[str]:

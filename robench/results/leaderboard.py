@@ -37,6 +37,7 @@ LEADERBOARD = (
     "benign_empty_turn", "benign_system", "gate", "train_seconds", "harness_version", "p_vs_none",
     "rank_lo", "rank_hi", "group", "rank_note", "attacks_failed", "dsr_worst_at_40",
     "dsr_worst_at_60", "dsr_worst_at_80", "defense_note", "flags",
+    "dsr_worst_by_seed",
 )  # fmt: skip
 
 
@@ -176,6 +177,7 @@ def _protection(mine: Sequence[Answer], failed: Mapping[str, bool | None]) -> di
         "dsr_worst_lo": low,
         "dsr_worst_hi": high,
         "dsr_worst_any": worst_rate(against, final=False).value,
+        "dsr_worst_by_seed": _by_seed(against),
         "dsr_mean": fmean(measured.values()) if measured else math.nan,
         "strongest_attack": min(measured, key=measured.__getitem__, default=""),
         **{
@@ -187,6 +189,12 @@ def _protection(mine: Sequence[Answer], failed: Mapping[str, bool | None]) -> di
             for threshold in THRESHOLDS
         },
     }
+
+
+def _by_seed(against: Sequence[Answer]) -> str:
+    """The worst case with each training seed alone: "0: 0.71; 1: 0.99"."""
+    seeds = sorted(distinct(against, "seed"))
+    return "; ".join(f"{s}: {worst_rate(where(against, seed=s)).value:.4g}" for s in seeds)
 
 
 def _train_seconds(mine: Sequence[Answer]) -> float:

@@ -157,6 +157,7 @@ COLUMNS: dict[str, str] = {
     "dsr_worst": TERMS["worst case"],
     "dsr_worst_lo": "lower end of its 95 % interval",
     "dsr_worst_hi": "upper end of its 95 % interval",
+    "dsr_worst_by_seed": "worst case with each training seed alone",
     "dsr_worst_any": "worst case where every recorded attempt counts, not only final ones",
     "dsr_mean": "mean DSR over the attacks that have an effect on `none`",
     "strongest_attack": "the attack with the lowest DSR",

@@ -117,6 +117,18 @@ def test_any_attempt_and_a_curve_that_falls_stand_beside_the_rate(tmp_path: Path
     assert "\n- Still falling: gcg on none. DSR at the full budget is lower than at half" in text
 
 
+def test_trainings_of_one_defense_are_shown_side_by_side(tmp_path: Path) -> None:
+    for seed, held in enumerate(("R" * 20, "R" * 10 + "H" * 10)):
+        for name, letters in {"none": "H" * 20, "cb": held, "crl": "H" + "R" * 19}.items():
+            fill(tmp_path, "direct", "R" * 20, name, seed=seed)
+            fill(tmp_path, "gcg", letters, name, seed=seed)
+            fill(tmp_path, "benign", "YYYY", name, seed=seed)
+    text = tables([tmp_path])
+    shown = "- Worst case by training seed: crl 95, 95; cb 100, 50. Ranks and p values are of these"
+    assert shown in text
+    assert "0: 1; 1: 0.5" in (tmp_path / "leaderboard.csv").read_text()
+
+
 def test_a_defense_with_holes_is_not_called_useless(tmp_path: Path) -> None:
     run(tmp_path, 20, none="H" * 20)
     fill(tmp_path, "direct", "R" * 20, "half")

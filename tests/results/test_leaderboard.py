@@ -20,7 +20,7 @@ def test_columns_are_those_of_the_specification() -> None:
         "benign_compliance,benign_refused,benign_degenerate,benign_empty_turn,benign_system,gate,"
         "train_seconds,harness_version,"
         "p_vs_none,rank_lo,rank_hi,group,rank_note,attacks_failed,dsr_worst_at_40,"
-        "dsr_worst_at_60,dsr_worst_at_80,defense_note,flags"
+        "dsr_worst_at_60,dsr_worst_at_80,defense_note,flags,dsr_worst_by_seed"
     )
 
 

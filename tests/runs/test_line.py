@@ -101,6 +101,8 @@ BOARD = [
     "dsr_worst_at_60",
     "dsr_worst_at_80",
     "defense_note",
+    "flags",
+    "dsr_worst_by_seed",
 ]
 
 
