@@ -28,7 +28,7 @@ def read_answers(folders: Iterable[Path | str], slim: bool = False) -> list[Answ
 
     Args:
         slim: whether rows keep only what tables are made of, in a third of the memory: replies
-            that there are become "", prompts and traces are left out.
+            and thoughts that there are become "", prompts and traces are left out.
 
     Raises:
         InputError: a folder is not a run's or is damaged, or two cells claim the same place.
@@ -59,8 +59,8 @@ def _slim(row: Row) -> Row:
         kept[key] = sys.intern(kept[key])
     kept["reply"] = None if row["reply"] is None else ""
     kept["samples"] = row["samples"] or ()
-    if "gradient_norm" in row:
-        kept["gradient_norm"] = row["gradient_norm"]
+    kept |= {key: row[key] for key in ("gradient_norm", "truncated") if key in row}  # type: ignore[literal-required]
+    kept["thought"] = None if row.get("thought") is None else ""
     return cast(Row, kept)
 
 

@@ -56,8 +56,13 @@ def test_the_length_of_replies_without_a_protocol() -> None:
     assert with_defaults(Question.of()).replies.max_new_tokens == 64
 
 
-def test_parse_failures_are_counted_apart(tmp_path: Path) -> None:
-    """A random classifier says neither yes nor no."""
+def test_parse_failures_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random classifier says neither yes nor no.
+
+    The organism reads 512 tokens, the protocol's replies alone; its own end long before.
+    """
+    for place in ("limits", "chat_model"):
+        monkeypatch.setattr(f"robench.model.{place}.context_of", lambda config: None)
     loaded = tiny()
     loaded.network.save_pretrained(tmp_path / "judge")
     loaded.chat.tokenizer.save_pretrained(tmp_path / "judge")

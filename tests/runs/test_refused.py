@@ -97,7 +97,7 @@ def short_model(request, tmp_path) -> Path:
 def test_what_does_not_fit_into_the_context(call, tmp_path, short_model):
     code, _, told, out = asked(call, tmp_path, short_model)
     assert code == 2 and not out.exists()
-    assert "reads 60 tokens" in told and "replies of up to 256" in told
+    assert "reads 60 tokens" in told and "replies of up to" in told
     assert "4 of 4 requests are too long" in told and "--max-new-tokens" in told
     assert asked(call, tmp_path, short_model, "--max-new-tokens", "8")[0] == 0
 
