@@ -59,7 +59,7 @@ def _slim(row: Row) -> Row:
         kept[key] = sys.intern(kept[key])
     kept["reply"] = None if row["reply"] is None else ""
     kept["samples"] = row["samples"] or ()
-    kept |= {key: row[key] for key in ("gradient_norm", "truncated") if key in row}  # type: ignore[literal-required]
+    kept |= {key: row[key] for key in ("gradient_norm", "truncated") if key in row}
     kept["thought"] = None if row.get("thought") is None else ""
     return cast(Row, kept)
 
