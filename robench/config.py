@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import operator
 import types
 import typing
@@ -56,12 +57,23 @@ def coerced(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance as plain JSON values.
+    """The fields of a dataclass instance as plain JSON values; infinite ones as YAML spells them.
 
     Raises:
-        TypeError, ValueError: a field is none, or is NaN or infinite, which no record can hold.
+        TypeError, ValueError: a field is none, or is NaN, which no record can hold.
     """
-    return typing.cast(dict[str, Any], plain(dataclasses.asdict(settings)))
+    return typing.cast(dict[str, Any], plain(_spelled(dataclasses.asdict(settings))))
+
+
+def _spelled(value: Any) -> Any:
+    """A value whose infinite numbers, which JSON lacks, are text that `coerced` reads back."""
+    if isinstance(value, dict):
+        return {key: _spelled(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(part) for part in value]
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    return value
 
 
 def plain(value: Any) -> Any:

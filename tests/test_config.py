@@ -94,6 +94,9 @@ def test_a_value_that_the_class_rejects_is_the_users_mistake():
 def test_settings_survive_json():
     settings = build(Settings, {"layers": "[3]", "limit": "2"})
     assert build(Settings, as_dict(settings)) == settings
+    endless = build(Settings, {"rate": ".inf"})
+    assert as_dict(endless)["rate"] == ".inf"
+    assert build(Settings, as_dict(endless)) == endless
 
 
 def test_assignments_are_grouped_by_method():

@@ -9,6 +9,7 @@ import torch
 
 from robench.errors import Failure
 from robench.methods.registry import load_class, resolve
+from robench.model.chat_model import Reply
 from robench.testing import tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Context, Prompt, user
 
@@ -274,9 +275,9 @@ def test_harmbench_stops_where_a_reply_does_not_begin_with_a_refusal(monkeypatch
     def generate(prompts):
         texts = [prompt.messages[0]["content"] for prompt in prompts]
         named = [next(i for i, b in enumerate(behaviors) if b.text in text) for text in texts]
-        return [replies[i] for i in named]
+        return [Reply(replies[i], False, 8) for i in named]
 
-    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(model, "replies", generate)
     attack = replace(resolve("attack", "gcg:harmbench").instance, steps=4, width=8, topk=8)
     assert (attack.stop, attack.below, attack.every) == ("refusal", 0.05, 50)
     attack = replace(attack, below=None, every=2)
@@ -298,9 +299,10 @@ def test_match_stops_at_the_target_word_for_word(monkeypatch):
 
     def reply(_, prompts):
         texts = [prompt.messages[0]["content"] for prompt in prompts]
-        return [next(r for text, r in replies.items() if t.startswith(text)) for t in texts]
+        found = [next(r for text, r in replies.items() if t.startswith(text)) for t in texts]
+        return [Reply(text, False, 8) for text in found]
 
-    monkeypatch.setattr(type(model), "generate", reply)
+    monkeypatch.setattr(type(model), "replies", reply)
     attack = GCG(steps=4, width=8, topk=8, init="!!!!", every=2, stop="match")
     attempts = attack.run(model, behaviors, tiny_context())
     ends = {(a.behavior.id, a.step) for a in attempts if a.final}
