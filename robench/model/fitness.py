@@ -130,11 +130,14 @@ def check_forward(network: Any) -> None:
     """
     taken = inspect.signature(network.forward).parameters
     lacking = [name for name in _NEEDED if name not in taken]
-    if lacking:
-        raise InputError(
-            f"{type(network).__name__}.forward does not take {', '.join(lacking)}, which robench "
-            "needs: use a version of the model whose code is part of transformers"
-        )
+    if not lacking:
+        return
+    words = f"{type(network).__name__}.forward does not take {', '.join(lacking)}, which robench"
+    if type(network).__module__.startswith("transformers.models."):  # BLOOM, MPT
+        raise InputError(f"{words} needs: this family is not supported")
+    raise InputError(
+        f"{words} needs: use a version of the model whose code is part of transformers"
+    )
 
 
 def check_tokens(tokenizer: Any, network: Any) -> None:
