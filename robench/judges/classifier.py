@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from robench.errors import InputError
 from robench.model.fitness import refuse_adapters
+from robench.model.limits import context_of
 from robench.model.loading import folder_of
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ class Classifier:
         from robench.model.batching import pad_left
 
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        context = getattr(self.network.config, "max_position_embeddings", None) or torch.inf
-        order = [i for i in range(len(rows)) if len(rows[i]) <= context]
+        context = context_of(self.network.config)
+        most = context.tokens if context else torch.inf
+        order = [i for i in range(len(rows)) if len(rows[i]) <= most]
         order.sort(key=lambda i: -len(rows[i]))
         scores = [float("nan")] * len(rows)
 

@@ -23,6 +23,7 @@ from robench.judges.answers import Notices, strongreject
 from robench.judges.harm_only import by_harm
 from robench.judges.rubric_texts import JAILBREAKBENCH, STRONGREJECT, STRONGREJECT_SYSTEM
 from robench.model import loading
+from robench.model.limits import context_of
 from robench.types import Prompt, user
 
 if TYPE_CHECKING:
@@ -150,13 +151,14 @@ class Rubric:
             raise InputError(
                 f"judge model {self.model}: its tokenizer does not tell {' and '.join(words)} apart"
             )
-        context = getattr(self._model.network.config, "max_position_embeddings", None) or math.inf
-        fits = [i for i, (prompt, target) in enumerate(ids) if len(prompt + target) <= context]
+        context = context_of(self._model.network.config)
+        longest = context.tokens if context else math.inf
+        fits = [i for i, (prompt, target) in enumerate(ids) if len(prompt + target) <= longest]
         if len(fits) < len(pairs):
             self._notices.once(
                 "context",
-                f"a reply stays unscored: with the rubric it is longer than the {context} tokens "
-                "of the model's context",
+                f"a reply stays unscored: with the rubric it is longer than the {longest} tokens "
+                "that the model reads",
             )
         losses = self._model.nll([Prompt(pairs[i][0]) for i in fits], [pairs[i][1] for i in fits])
         lengths = torch.tensor([len(ids[i][1]) for i in fits])

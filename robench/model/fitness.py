@@ -97,7 +97,11 @@ def check_weights(network: Any, info: Mapping[str, Any]) -> str:
             "(quantization_config): add that, or give unquantised weights"
         )
     if missing := sorted(info["missing_keys"]):  # transformers would leave them random
-        raise InputError(f"the weights lack {missing[0]}{_more(missing)}")
+        others = f", and have {unused[0]}{_more(unused)}" if unused else ""
+        raise InputError(
+            f"the weights lack {missing[0]}{_more(missing)}{others}; take config and weights from "
+            "one source, or download or save them again"
+        )
     if foreign := [name for name in unused if not NOT_OF_THE_TEXT.search(name)]:
         raise InputError(
             f"the files have weights that {type(network).__name__} with this config.json has no "
@@ -130,11 +134,14 @@ def check_forward(network: Any) -> None:
     """
     taken = inspect.signature(network.forward).parameters
     lacking = [name for name in _NEEDED if name not in taken]
-    if lacking:
-        raise InputError(
-            f"{type(network).__name__}.forward does not take {', '.join(lacking)}, which robench "
-            "needs: use a version of the model whose code is part of transformers"
-        )
+    if not lacking:
+        return
+    words = f"{type(network).__name__}.forward does not take {', '.join(lacking)}, which robench"
+    if type(network).__module__.startswith("transformers.models."):  # BLOOM, MPT
+        raise InputError(f"{words} needs: this family is not supported")
+    raise InputError(
+        f"{words} needs: use a version of the model whose code is part of transformers"
+    )
 
 
 def check_tokens(tokenizer: Any, network: Any) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "organism"
 _EDGE = 2**20  # bytes that are hashed at each end of a weights file
+_POINTER = b"version https://git-lfs"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -279,6 +280,8 @@ def _user_errors(files: ModelFiles) -> Iterator[None]:
 
 def _reason(files: ModelFiles, error: Exception) -> str:
     """Why a model cannot be loaded, in one line with the fix where it is known."""
+    from safetensors import SafetensorError
+
     if "trust_remote_code" in str(error):
         return (
             f"{files.name} comes with code of its own, which does not run by default: read it, "
@@ -288,6 +291,8 @@ def _reason(files: ModelFiles, error: Exception) -> str:
     reason = " ".join(line.strip() for line in lines[:2]) or type(error).__name__
     if isinstance(error, KeyError):
         reason = f"{reason} is not known"
+    if isinstance(error, SafetensorError):
+        reason = f"its weights are damaged or incomplete, download them again: {reason}"
     if isinstance(error, ImportError):
         packed = quantization_of(_json(files.folder / "config.json"))
         kind = f"its weights are quantised ({packed})" if packed else "it needs another package"
@@ -399,6 +404,12 @@ def _weights(name: str, folder: Path) -> list[Path]:
             raise InputError(
                 f"{name}: no weights in {folder}: {shard} is missing (only safetensors are read)"
             )
+        with (folder / shard).open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise InputError(
+                    f"{name}: {folder / shard} is Git LFS's pointer to weights, not weights: "
+                    "git lfs pull"
+                )
     stray = sorted(f.name for f in folder.iterdir() if _SHARD.fullmatch(f.name))
     if stray := [shard for shard in stray if shard not in shards]:
         raise InputError(

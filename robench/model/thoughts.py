@@ -119,8 +119,13 @@ def _opening(text: str, at: int, marks: Sequence[Marks]) -> tuple[Marks, int] | 
 
 
 def _unopened(text: str, marks: Sequence[Marks]) -> Split | None:
-    """A reply that closes a thought which nobody opened."""
+    """A reply that closes a thought which nobody opened.
+
+    One that the reply itself opens later on is no beginning: what stands before it is answer, and
+    the whole is judged. Of harmony's channels (`between`) only the final one is.
+    """
     ends = [(text.find(m.close), m) for m in marks if m.close in text]
+    ends = [(end, m) for end, m in ends if m.between or m.open not in text[:end]]
     if not ends:
         return None
     end, closed = min(ends, key=lambda pair: pair[0])

@@ -49,35 +49,39 @@ def adapter_applied(model: ChatModel, folder: Path) -> Iterator[ChatModel]:
     with ExitStack() as undo:
         try:
             weights = fitted_to(model.network, config, load_file(folder / WEIGHTS))
-            with without_deprecations(), torch.random.fork_rng(), _all_or_nothing(model.network):
+            undo.callback(_put_back, _children(model.network))
+            with without_deprecations(), torch.random.fork_rng():
                 adapter = get_peft_model(model.network, config)
             undo.callback(adapter.unload)
-            embeddings = _embeddings(adapter, weights)
+            of_base = (*_embeddings(adapter, weights), *_biases(adapter, weights))
             _load_weights(adapter, weights)
         except (ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
             raise Failure(f"{rejected}: {one_line(error)}") from error
         adapter.eval().requires_grad_(False)
         folded = fold_adapter(adapter)
-        if embeddings:
+        if of_base:
             rest = None if folded else adapter
-            folded = FoldedAdapter((*(folded.weights if folded else ()), *embeddings), rest)
+            folded = FoldedAdapter((*(folded.weights if folded else ()), *of_base), rest)
             folded.enable()
         if folded:
             undo.callback(folded.disable)
         yield replace(model, adapter=folded or adapter)
 
 
-@contextmanager
-def _all_or_nothing(network: nn.Module) -> Iterator[None]:
-    """Take off what peft has put on when it fails half way."""
-    parts = [(module, dict(module._modules)) for module in network.modules()]
-    try:
-        yield
-    except Exception:
-        for module, children in parts:
-            module._modules.clear()
-            module._modules.update(children)
-        raise
+def _children(network: nn.Module) -> list[tuple[nn.Module, dict[str, nn.Module | None]]]:
+    """Every module of a network with those right below it."""
+    return [(module, dict(module._modules)) for module in network.modules()]
+
+
+def _put_back(parts: list[tuple[nn.Module, dict[str, nn.Module | None]]]) -> None:
+    """Every module where it was.
+
+    peft leaves what it has put on when it fails half way, and when it takes an adapter off, the
+    modules that were trained and saved whole (`modules_to_save`).
+    """
+    for module, children in parts:
+        module._modules.clear()
+        module._modules.update(children)
 
 
 def adapter_config(folder: Path) -> Any:
@@ -188,6 +192,21 @@ def _embeddings(
             if key in weights:
                 _add(found, base.weight, weights.pop(key), key)
     return tuple((p, p.data, w) for p, w in found.items() if not torch.equal(p.data, w))
+
+
+def _biases(
+    adapter: Any, weights: dict[str, Tensor]
+) -> tuple[tuple[nn.Parameter, Tensor, Tensor], ...]:
+    """Take biases of the base model out of an adapter's weights (`bias="all"`), likewise.
+
+    peft writes them over the model's own, for good.
+    """
+    found = []
+    for name, parameter in adapter.named_parameters():
+        is_of_base = name.endswith(".bias") and "lora_" not in name and "_to_save" not in name
+        if is_of_base and name in weights:
+            found.append((parameter, parameter.data, weights.pop(name).to(parameter)))
+    return tuple(found)
 
 
 def _add(found: dict[nn.Parameter, Tensor], parameter: nn.Parameter, new: Tensor, key: str) -> None:

@@ -18,6 +18,7 @@ from robench.errors import Failure
 from robench.model.hooks import blocks
 
 _OWN_FORWARD = ("transformers.models.", "transformers_modules.")  # routers that are nn.Linear
+_PLAIN = ("FalconLinear",)  # of these, what computes as nn.Linear does
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,6 @@ def _is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer that peft can replace, and not a router made of one."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
-    is_own = type(module).__module__.startswith(_OWN_FORWARD)
+    kind = type(module)
+    is_own = kind.__module__.startswith(_OWN_FORWARD) and kind.__name__ not in _PLAIN
     return isinstance(module, (nn.Linear, Conv1D)) and not is_own

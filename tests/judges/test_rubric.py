@@ -73,6 +73,12 @@ def test_what_is_longer_than_the_context_is_unscored(folder: Path, rubric: Any) 
     judge._model.network.config.max_position_embeddings = 1900
     scores = judge.score([PLAIN, PLAIN], ["Sure", "lamp " * 2000])
     assert scores[0] == pytest.approx(short) and math.isnan(scores[1])
+    config = judge._model.network.config
+    config.max_position_embeddings = 8192
+    config.rope_parameters["rope_type"] = "longrope"  # changes all angles beyond that length
+    config.rope_parameters["original_max_position_embeddings"] = 1900
+    scores = judge.score([PLAIN, PLAIN], ["Sure", "lamp " * 2000])
+    assert scores[0] == pytest.approx(short) and math.isnan(scores[1])
 
 
 def test_a_model_that_cannot_tell_the_verdicts_apart_is_refused(folder: Path, monkeypatch) -> None:

@@ -175,6 +175,16 @@ def test_code_of_a_model_that_cannot_leave_logits_out(folder, code):
     assert "Causal.forward does not take logits_to_keep" in message
 
 
+def test_a_family_that_takes_no_positions_is_not_supported(folder):
+    config = transformers.BloomConfig(vocab_size=2048, hidden_size=16, n_layer=1, n_head=2)
+    config.save_pretrained(folder)
+    message = refusal(folder, load_without_weights)
+    assert message.endswith(
+        "BloomForCausalLM.forward does not take position_ids, which robench needs: this family is "
+        "not supported"
+    )
+
+
 def test_code_of_a_model_that_fails(folder):
     configured(folder, model_type="odd", auto_map={"AutoConfig": "code.Config"})
     (folder / "code.py").write_text("raise ZeroDivisionError('nothing\\nworks')")

@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors as hub
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from robench import organism
@@ -290,7 +291,18 @@ def test_what_a_folder_lacks_is_named(folder, file, message):
 
 def test_damaged_weights_are_reported_in_one_line(folder):
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="damaged or incomplete, download them again"):
+        load_model(find_model(str(folder)))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (folder / "model.safetensors").write_bytes(pointer)
+    with pytest.raises(InputError, match="pointer to weights, not weights: git lfs pull"):
+        find_model(str(folder))
+
+
+def test_weights_under_other_names_are_named(folder):
+    file = folder / "model.safetensors"
+    save_file({f"module.{k}": v for k, v in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"lack lm_head\.weight and \d+ more, and have module\."):
         load_model(find_model(str(folder)))
 
 

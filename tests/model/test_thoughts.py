@@ -10,6 +10,11 @@ from robench.model.thoughts import Marks, marks_of, opened_by, split
 from robench.types import GAP, Prompt, user
 
 THINK = Marks("<think>", "</think>")
+HARMONY_MARKS = Marks(
+    "<|channel|>analysis<|message|>",
+    "<|channel|>final<|message|>",
+    "<|end|><|start|>assistant",
+)
 HELLO = [Prompt(user("Hello"))]
 R1 = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|Assistant|>' + "
@@ -59,18 +64,31 @@ MISTRAL = (
             "<|channel|>final<|message|>No.",
             None, "hm", "No.",
         ),
+        (
+            "<|channel|>commentary<|message|>so<|end|><|start|>assistant"
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+            "<|channel|>final<|message|>No.",
+            None,
+            "<|channel|>commentary<|message|>so<|end|><|start|>assistant"
+            "<|channel|>analysis<|message|>hm",
+            "No.",
+        ),
         ("<|START_THINKING|>hm<|END_THINKING|>No.", None, "hm", "No."),
     ],
 )  # fmt: skip
 def test_a_reply_is_a_thought_and_an_answer(text, opened, thought, answer):
-    found = split(text, opened, [THINK])
+    found = split(text, opened, [THINK, HARMONY_MARKS])
     assert (found.thought, found.finished) == (thought, answer is not None)
     assert text[found.begin :].strip() == (answer or "")
 
 
 @pytest.mark.parametrize(
-    "text", ["No.", "", "I think </b> so", "Use the <think> tag.", "[thinking]"]
-)
+    "text",
+    [
+        "No.", "", "I think </b> so", "Use the <think> tag.", "[thinking]",
+        "Sure, glue it. <think>hm</think> Done.",  # what stands before the thought is answer, too
+    ],
+)  # fmt: skip
 def test_a_reply_without_a_thought(text):
     assert split(text, None, [THINK]) is None
 

@@ -75,6 +75,44 @@ def test_embeddings_saved_with_an_adapter_take_the_models_place(
     assert torch.equal(model.network.get_input_embeddings().weight, embedding)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"modules_to_save": ["lm_head", "embed_tokens"]}, {"modules_to_save": ["norm"]}],
+)  # fmt: skip
+def test_modules_that_were_trained_whole_go_with_the_adapter(settings, tmp_path):
+    """peft's own unload leaves them in the base model."""
+    other, model = tiny().network, tiny()
+    with torch.no_grad():  # what is saved whole differs from the model's own
+        for module in (other.model.norm, other.lm_head, other.model.embed_tokens):
+            module.weight.mul_(-1.5)
+    folder = made(tmp_path, other, **settings)
+    modules = dict(model.network.named_modules())
+    plain = model.hidden(PROMPTS)
+    with adapter_applied(model, folder) as target:
+        assert not torch.equal(target.hidden(PROMPTS), plain)
+        assert torch.equal(target.undefended().hidden(PROMPTS), plain)
+    assert dict(model.network.named_modules()) == modules
+    assert torch.equal(model.hidden(PROMPTS), plain)
+
+
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_biases_that_were_trained_go_with_the_adapter(is_folded, tmp_path, monkeypatch):
+    """peft writes them over those of the base model."""
+    other, model = tiny("qwen2").network, tiny("qwen2")
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.bias.add_(2.0)
+    folder = made(tmp_path, other, bias="all")
+    (ids,) = model.chat.encode([model.chat.render(PROMPTS[0].messages)])
+    as_peft = logits(PeftModel.from_pretrained(tiny("qwen2").network, folder), ids)
+    if not is_folded:
+        monkeypatch.setattr(applying, "fold_adapter", lambda adapter: None)
+    plain = model.hidden(PROMPTS)
+    with adapter_applied(model, folder) as target:
+        torch.testing.assert_close(logits(target.network, ids), as_peft, atol=1e-5, rtol=1e-5)
+        assert torch.equal(target.undefended().hidden(PROMPTS), plain)
+    assert torch.equal(model.hidden(PROMPTS), plain)
+
+
 def test_embeddings_as_those_of_the_model_change_nothing(tmp_path):
     with_them = made(tmp_path / "with", tiny().network, embeddings=True)
     without = made(tmp_path / "without", tiny().network)

@@ -132,6 +132,15 @@ def test_linear_layers_of_gpt2_are_reached():
     assert (maps.modules, maps.share) == (("c_attn", "c_fc", "c_proj"), 1.0)
 
 
+def test_linear_layers_of_falcon_are_reached():
+    config = transformers.FalconConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2
+    )
+    maps = LinearMaps.of(AutoModelForCausalLM.from_config(config), 2)
+    assert maps.share == 1.0
+    assert maps.modules == ("dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value")
+
+
 def test_blocks_without_linear_layers_are_refused():
     network = tiny().network
     for module in [*network.model.layers.modules()]:
