@@ -119,7 +119,7 @@ def test_an_edit_of_what_attacks_share_changes_those_that_share_it(tmp_path):
 
 def test_a_judge_that_ships_is_known_by_the_files_of_judges_alone():
     names = [file.name for file in sources(load_class("judge", "harmbench").__module__)]
-    assert names == ["harmbench.py", "classifier.py", "harm_only.py"]
+    assert names == ["harmbench.py", "answers.py", "classifier.py", "harm_only.py"]
 
 
 # A class in a file

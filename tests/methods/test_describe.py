@@ -87,7 +87,7 @@ def test_a_method_is_shown_with_all_that_it_declares(file):
 def test_the_meaning_of_a_field_that_ships_is_shown():
     text = describe("gcg")
     assert "Zou et al., experiments/configs" in text
-    assert "nanogcg: 250, demo: 8" in text
+    assert "nanogcg: 250, demo: 16" in text
     assert "    paper      the defaults\n" in text
     assert max(map(len, text.splitlines())) <= 110
 
