@@ -86,7 +86,7 @@ class Forgetful:
 def test_a_misplaced_tensor_is_caught(gpu: type[AbstractContextManager[None]]):
     attack = Forgetful()
     assert list(attack.run(tiny(), tiny_behaviors(1), tiny_context()))
-    with gpu(), pytest.raises((Misplaced, RuntimeError), match="same device|one device"):
+    with gpu(), pytest.raises((Misplaced, RuntimeError), match=r"same device|one device"):
         list(attack.run(on_gpu("llama", "float32"), tiny_behaviors(1), tiny_context()))
 
 
