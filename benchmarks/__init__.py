@@ -7,5 +7,10 @@ python -m benchmarks.gcg --shape 8b --behaviors 2 [--venv FOLDER] [--wheels FOLD
 python -m benchmarks.growth --shape 8b
 python -m benchmarks.generate --shape 8b
 python -m benchmarks.soft_prompt --shape 8b
+python -m benchmarks.training --shape 8b
+python -m benchmarks.step_profile --shape 8b
 python -m benchmarks.matrix --device cuda
+
+`benchmarks/gpu.sh OUT` runs what matters of these in eleven minutes, each with its time limit;
+`python -m benchmarks.verdicts RUN RUN` counts what a CPU and a GPU judge otherwise.
 """

@@ -41,13 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vary", nargs="+", choices=[*VARIED, "blocks"], help="default: all")
     args = parser.parse_args()
     model = load_from_arguments(args)
     fastest = product_rate(model, args.repeats)
     blocks = [max(1, model.depth // part) for part in (4, 2, 1)]
     base, rows, shares = {**BASE, "blocks": model.depth}, [], []
-    for name, values in {**VARIED, "blocks": blocks}.items():
-        for value in values:
+    varied = {**VARIED, "blocks": blocks}
+    for name in args.vary or varied:
+        for value in varied[name]:
             size = {**base, name: value}
             memory.reset_peak(args.device)
             with shallow(model.network, size["blocks"]):

@@ -1,4 +1,7 @@
-"""The models that benchmarks run on: by name, or random weights of a published shape."""
+"""The models that benchmarks run on: by name, or random weights of a published shape.
+
+python -m benchmarks.models 8b FOLDER [--device cuda]     the weights, for several benchmarks
+"""
 
 import argparse
 import json
@@ -13,7 +16,7 @@ from robench import organism
 from robench.model.chat_model import ChatModel
 from robench.model.loading import find_model, load_model
 
-# Llama 3.2 1B and Llama 3 8B, with the organism's tokenizer
+# Llama 3.2 1B and Llama 3 8B, and one to try commands with; all with the organism's tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {
         "hidden_size": 2048,
@@ -29,7 +32,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "tie_word_embeddings": False,
     },
+    "toy": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "tie_word_embeddings": True,
+        "vocab_size": 2048,
+    },
 }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    older_copy(args.folder, args.shape, args.device)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +74,12 @@ def load_from_arguments(args: argparse.Namespace, max_new_tokens: int = 64) -> C
         )
 
 
-def older_copy(folder: Path, shape: str | None) -> None:
+def older_copy(folder: Path, shape: str | None, device: str = "cuda") -> None:
     """The organism, or random weights of a shape, in a form that transformers 4.47 and 5 load."""
     shutil.copytree(organism.FOLDER, folder)
     if shape:
         (folder / "model.safetensors").unlink()
-        random_weights(folder, shape)
+        random_weights(folder, shape, device)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
     config["torch_dtype"] = config.pop("dtype")
@@ -87,9 +107,8 @@ def random_weights(folder: Path, shape: str, device: str = "cuda") -> None:
 
     organism_config = json.loads((folder / "config.json").read_text("utf-8"))
     config = LlamaConfig(
-        **SHAPES[shape],
+        **{"vocab_size": 128256, **SHAPES[shape]},
         num_key_value_heads=8,
-        vocab_size=128256,
         **{key: organism_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
     torch.manual_seed(0)
@@ -98,3 +117,7 @@ def random_weights(folder: Path, shape: str, device: str = "cuda") -> None:
     network.save_pretrained(folder, max_shard_size="2GB")  # a shard at a time is on the CPU
     del network
     torch.cuda.empty_cache()  # other processes need the memory
+
+
+if __name__ == "__main__":
+    main()

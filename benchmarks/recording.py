@@ -1,4 +1,7 @@
-"""Print a benchmark's table and append it, with versions and hardware, to RESULTS.md."""
+"""Print a benchmark's table and append it, with versions and hardware, to RESULTS.md.
+
+BENCHMARK_RESULTS names another file.
+"""
 
 import json
 import os
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", Path(__file__).parent / "RESULTS.md"))
 SHARES = Path(__file__).parent.parent / "robench" / "runs" / "engine_shares.json"
 
 

@@ -1,11 +1,17 @@
 """The benchmarks run from end to end, at sizes that say nothing about speed, and record a table."""
 
 import importlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from robench.methods.registry import resolve
 from robench.testing import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +78,61 @@ def test_the_side_of_robench_finds_the_same_with_pruning_and_without(bench, tmp_
         "seed": 0,
     }
     pruned, whole = (gcg.side({**job, "prune": prune}) for prune in (True, False))
-    assert set(pruned) == {"seconds", "cpu", "best", "start", "peak"}
+    assert set(pruned) == {"seconds", "cpu", "best", "start", "peak", "rate", "share"}
     assert pruned["start"] == pytest.approx(whole["start"], abs=1e-5)
     assert pruned["best"] == pytest.approx(whole["best"], abs=1e-5)
     assert len(pruned["best"]) == 2
+
+
+def test_what_a_training_does_once_is_not_counted(bench, monkeypatch):
+    training = importlib.import_module("benchmarks.training")
+    defense = resolve("defense", "refusal_tuning").instance
+    assert training.seconds(tiny(), replace(defense, steps=1)) > 0
+    monkeypatch.setattr(training, "seconds", lambda _, defense: 10.0 + 2 * defense.steps)
+    page = bench("training", "--defenses", "refusal_tuning", "--steps", "3")
+    row = next(line for line in page.splitlines() if line.startswith("| refusal_tuning"))
+    assert row.split(" | ")[2] == "2"
+
+
+def test_verdicts_are_compared_attempt_by_attempt():
+    verdicts = importlib.import_module("benchmarks.verdicts")
+    rows = pd.DataFrame(
+        {
+            "defense": "none",
+            "attack": ["direct", "direct", "gcg", "gcg"],
+            "seed": 0,
+            "behavior": ["a", "b", "a", "a"],
+            "tag": "",
+            "step": [0, 0, 1, 2],
+            "final": [True, True, False, True],
+            "reply": ["x", "y", "z", "z"],
+            "harmful": [False, True, False, True],
+        }
+    )
+    other = rows.assign(reply=["x", "w", "v", "v"], harmful=[False, False, True, True])
+    table = verdicts.differences(rows, other)
+    assert table.values.tolist() == [["none", "direct", 2, 1, 1], ["none", "gcg", 1, 1, 0]]
+
+
+def test_the_script_for_a_gpu_runs_from_end_to_end(tmp_path):
+    """On a CPU, at toy sizes; so that minutes on a GPU are not lost to a mistake in it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {**os.environ, "SIZE": "toy", "OMP_NUM_THREADS": "1", "PATH": path}
+    script = [ROOT / "benchmarks" / "gpu.sh", tmp_path]
+    subprocess.run(script, env={**variables, "PEER": "none"}, check=True)
+    steps = [line.split() for line in (tmp_path / "summary.txt").read_text("utf-8").splitlines()]
+    logs = {name: (tmp_path / f"{name}.log").read_text("utf-8") for name, _, _ in steps}
+    assert len(steps) == 11
+    assert [(name, logs[name]) for name, code, _ in steps if code != "0"] == []
+    page = (tmp_path / "RESULTS.md").read_text("utf-8")
+    titles = [line.split()[1] for line in page.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "gcg",
+        "soft_prompt:",
+        "training:",
+        "generate:",
+        "step_profile:",
+        "gcg",
+        "growth:",
+    ]
+    assert (tmp_path / "organism" / "dsr.csv").is_file()
