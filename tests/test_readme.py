@@ -37,7 +37,7 @@ def commands() -> list[list[str]]:
 def test_the_first_block_runs_the_main_job_and_the_second_the_tests():
     main_job, tests = blocks("bash")
     assert main_job == "pip install -c constraints.txt . && robench run --matrix full\n"
-    assert tests == 'pip install -c constraints.txt -e ".[test]" && pytest\n'
+    assert tests == 'pip install -c constraints.txt -e ".[test]" && pytest -n 2 --dist worksteal\n'
     assert README.index(tests) < len("\n".join(README.splitlines()[:30]))
 
 
