@@ -3,9 +3,11 @@
 import importlib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from robench.results.tables import tables
 from robench.testing import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +78,12 @@ def test_the_side_of_robench_finds_the_same_with_pruning_and_without(bench, tmp_
     assert pruned["start"] == pytest.approx(whole["start"], abs=1e-5)
     assert pruned["best"] == pytest.approx(whole["best"], abs=1e-5)
     assert len(pruned["best"]) == 2
+
+
+def test_the_made_up_run_of_report_is_one(bench, tmp_path):
+    report = importlib.import_module("benchmarks.report")
+    assert report.make(tmp_path / "run", behaviors=3, attempts=2) == 3 * 8 * (10 * 2 + 1)
+    tables([tmp_path / "run"], page=True)
+    board = pd.read_csv(tmp_path / "run" / "leaderboard.csv")
+    assert len(board) == 8 and set(board["n"]) == {3}
+    assert (tmp_path / "run" / "report.html").is_file()
