@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from robench.errors import InputError
 from robench.results.degeneration import LIMITS
 from robench.results.rates import place
 from robench.results.schema import Header, Row
@@ -38,6 +39,16 @@ def read_answers(folders: Iterable[Path | str], slim: bool = False) -> list[Answ
     with _no_search_for_cycles():
         stores = [RunStore(Path(folder)) for folder in folders]
         return disambiguate(answer for store in stores for answer in _of_store(store, slim))
+
+
+def require_cells(answers: Sequence[Answer], folder: Path) -> None:
+    """That something was recorded.
+
+    Raises:
+        InputError: nothing was yet.
+    """
+    if not answers:
+        raise InputError(f"{folder} has no finished cell; give the command of its run again")
 
 
 def _of_store(store: RunStore, slim: bool) -> Iterator[Answer]:
