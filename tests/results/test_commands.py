@@ -38,6 +38,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("run")
 
 
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of which no cell was finished."""
+    monkeypatch.chdir(tmp_path)
+    store = RunStore(Path("empty"))
+    store.open_for({"model": "m", "judge_fields": {}}, {}, {"defenses": [], "attacks": []})
+    return Path("empty")
+
+
 @pytest.mark.parametrize(
     ("command", "last"),
     [
@@ -86,17 +95,13 @@ def test_a_folder_that_is_no_run_is_refused(command: str, run: Path, call: Call)
 
 
 @pytest.mark.parametrize("command", ["plot", "export", "inspect", "compare", "verify"])
-def test_a_run_without_a_finished_cell_is_refused(command: str, run: Path, call: Call) -> None:
-    store = RunStore(Path("empty"))
-    store.open_for({"model": "m", "judge_fields": {}}, {}, {"defenses": [], "attacks": []})
-    one_line(call(command, "empty", *COMMANDS[command]), "empty")
+def test_a_run_without_a_finished_cell_is_refused(command: str, empty: Path, call: Call) -> None:
+    one_line(call(command, empty, *COMMANDS[command]), "empty has no finished cell")
 
 
-def test_a_page_of_a_run_without_a_finished_cell_says_so(run: Path, call: Call) -> None:
-    store = RunStore(Path("empty"))
-    store.open_for({"model": "m", "judge_fields": {}}, {}, {"defenses": [], "attacks": []})
-    assert call("report", "empty")[0] == 0
-    assert "Nothing was recorded yet" in Path("empty/report.html").read_text("utf-8")
+def test_a_page_of_a_run_without_a_finished_cell_says_so(empty: Path, call: Call) -> None:
+    assert call("report", empty)[0] == 0
+    assert "Nothing was recorded yet" in (empty / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
