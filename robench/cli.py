@@ -249,13 +249,13 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
     device = choose_device(question.judge_device)
     found = rejudge(folder, question.judges, question.settings, device)
     show_tables(tables([folder], page=True))
-    name_files(*_of_run(folder))
     if found.unscored:
         typer.echo(
             f"{found.unscored} replies could not be scored; the same command tries them again"
         )
     for name in found.silent:
         typer.echo(f"no reply to a harmful request could be scored by {name}", err=True)
+    name_files(*_of_run(folder))
     return HOLES if found.silent else 0
 
 
