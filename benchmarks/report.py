@@ -56,7 +56,7 @@ def make(folder: Path, behaviors: int, attempts: int) -> int:
     attacks = ["direct", *(f"attack{number}" for number in range(1, ATTACKS))]
     defenses = ["none", *(f"defense{number}" for number in range(1, DEFENSES))]
     store = RunStore(folder)
-    fields = {name: {"threshold": 0.5} for name in ("one", "two")}
+    fields = {name: {"threshold": 0.5, "reads_content": True} for name in ("one", "two")}
     question = {"model": "made-up", "judge_fields": fields}
     store.open_for(question, {}, {"defenses": defenses, "attacks": attacks})
     total = 0

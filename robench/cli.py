@@ -10,14 +10,16 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from robench import __version__, console
 from robench.config import suggestion
 from robench.errors import Failure, InputError
 from robench.methods import registry
+from robench.results.words import COLUMNS, OUTCOMES
 from robench.runs import matrices
 from robench.runs.question import OPTIONS, Option, Question
 from robench.runs.terminal import paged
@@ -47,13 +49,38 @@ OF_TEXTS = (
     "n_benign", "judges", "judge_device", "settings", "system", "max_new_tokens",
 )  # fmt: skip
 
+TABLES = ("dsr.md", "leaderboard.csv")  # those of a run that a reader wants first
+
+# What commands are for, as `robench --help` has them in groups
+RUNS, RESULTS = "Ask, and ask more of a run", "Look at a run"
+METHODS, TEXTS = "Attacks, defenses and judges", "Make models and texts"
+ONE_LINE = 64  # characters of what a command does, so that help fits into 80
+
+
+class Grouped(TyperGroup):
+    """Lists its commands by what they are for (`rich_help_panel`), each in a line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = cast(dict[str, TyperCommand | TyperGroup], self.commands)
+        for title in dict.fromkeys(command.rich_help_panel for command in commands.values()):
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name, command.get_short_help_str(ONE_LINE))
+                        for name, command in commands.items()
+                        if command.rich_help_panel == title
+                    ]
+                )
+
+
 app = typer.Typer(
+    cls=Grouped,
     help="Measure how well safety defenses of language models hold against published attacks.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 organism = typer.Typer(help="The built-in model.")
-app.add_typer(organism, name="organism")
+app.add_typer(organism, name="organism", rich_help_panel=TEXTS)
 
 
 def main() -> int:
@@ -152,7 +179,7 @@ def robench(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @asks()
 def run(
     question: Question,
@@ -169,7 +196,7 @@ def run(
         typer.Option(min=1e-6, help="of the device, sustained; by default it is measured"),
     ] = None,
 ) -> int:
-    """Ask a matrix of attacks and defenses, or resume an interrupted run."""
+    """Ask a matrix of attacks and defenses, or resume a run."""
     from robench.runs.plan import plan
 
     planned = plan(question)
@@ -178,11 +205,11 @@ def run(
         return 0
     outcome = planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops)
     show_tables(str(outcome))
-    typer.echo(f"{outcome.folder / 'report.html'} shows all of it; the tables are beside it")
+    name_files(*_of_run(outcome.folder))
     return HOLES if outcome.holes else 0
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @asks(*OF_A_FINISHED_RUN)
 def utility(
     question: Question,
@@ -193,19 +220,26 @@ def utility(
     include_path: Annotated[Path | None, typer.Option(help="folder with more tasks")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="of lm_eval; a GPU takes more")] = 1,
 ) -> int:
-    """Ask harmless tasks of each defended model of a run; they join its leaderboard."""
+    """Ask harmless tasks of each defended model of a run.
+
+    They join its leaderboard.
+    """
     from robench.results.tables import tables
     from robench.runs.utility import measure
 
     holes = measure(folder, tasks or (), include_path, batch_size, question.model)
     show_tables(tables([folder], page=True))
+    name_files(*_of_run(folder))
     return HOLES if holes else 0
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @asks("judges", "settings", "judge_device")
 def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
-    """Let further judges score the replies of a run; nothing is attacked again."""
+    """Let further judges score the replies of a run.
+
+    Nothing is attacked again.
+    """
     from robench.results.tables import tables
     from robench.runs.devices import choose_device
     from robench.runs.rejudge import judge as rejudge
@@ -221,14 +255,15 @@ def judge(question: Question, folder: Annotated[Path, typer.Argument(metavar="DI
         )
     for name in found.silent:
         typer.echo(f"no reply to a harmful request could be scored by {name}", err=True)
+    name_files(*_of_run(folder))
     return HOLES if found.silent else 0
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def leaderboard(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
     judge: Annotated[
-        str, typer.Option(help="whose verdicts count; by default each run's first")
+        str, typer.Option(help=f"{COLUMNS['judge']}; by default each run's first")
     ] = "",
     out: Annotated[
         Path | None, typer.Option(help="folder for the tables; by default that of a single run")
@@ -238,9 +273,10 @@ def leaderboard(
     from robench.results.tables import tables
 
     show_tables(tables(folders, judge, out))
+    name_files(*((out or folders[0]) / name for name in TABLES))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
     out: Annotated[
@@ -252,16 +288,16 @@ def report(
     compare: Annotated[Path | None, typer.Option(help="another run, to compare with")] = None,
     open_: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
-    """Write the page of some runs: one file, to be looked at with the network off."""
+    """Write the page of some runs: one file that needs no network."""
     from robench.results.report.write import show, write
 
     page = write(folders, out, replies, compare)
-    typer.echo(str(page))
+    name_files(page)
     if open_:
         show(page)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def plot(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     kind: Annotated[
@@ -274,56 +310,66 @@ def plot(
     from robench.results.plots.write import write
 
     write(folder, kind, out, columns)
-    typer.echo(str(out))
+    name_files(out)
 
 
-@app.command("inspect")
+@app.command("inspect", rich_help_panel=RESULTS)
 def inspect_run(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    broke: Annotated[bool, typer.Option("--broke", help="only behaviors that broke")] = False,
-    defense: Annotated[str, typer.Option(help="the only one to show")] = "",
-    attack: Annotated[str, typer.Option(help="the only one to show")] = "",
+    broke: Annotated[
+        bool, typer.Option("--broke", help=f"only those broken: {OUTCOMES['harmful']}")
+    ] = False,
+    defense: Annotated[str, typer.Option(help=f"alone: {COLUMNS['defense']}")] = "",
+    attack: Annotated[str, typer.Option(help=f"alone: {COLUMNS['attack']}")] = "",
     replies: Annotated[
         bool, typer.Option("--replies", help="show prompts and replies, which may be harmful")
     ] = False,
 ) -> None:
-    """Print what was asked, tried, said and judged, behavior by behavior."""
-    from robench.results.answers import read_answers, requests
+    """Print what was asked, tried, said and judged, by behavior."""
+    from robench.results.answers import read_answers, requests, require_cells
     from robench.results.inspection import inspected
 
     answers = read_answers([folder])
+    require_cells(answers, folder)
     paged(inspected(answers, requests([folder]), broke, defense, attack, replies))
 
 
-@app.command("compare")
+@app.command("compare", rich_help_panel=RESULTS)
 def compare_defenses(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    a: Annotated[str, typer.Argument(metavar="DEFENSE")],
-    b: Annotated[str, typer.Argument(metavar="DEFENSE")],
+    a: Annotated[str, typer.Argument(metavar="DEFENSE", help=COLUMNS["defense"])],
+    b: Annotated[str, typer.Argument(metavar="DEFENSE", help="what it is compared with")],
 ) -> None:
-    """Tell which behaviors flip between two defenses of a run, and whether that is noise."""
-    from robench.results.answers import read_answers
+    """Tell which behaviors flip between two defenses of a run.
+
+    And whether that is noise.
+    """
+    from robench.results.answers import read_answers, require_cells
     from robench.results.flips import flips
 
-    typer.echo(str(flips(read_answers([folder]), a, b)))
+    answers = read_answers([folder])
+    require_cells(answers, folder)
+    typer.echo(str(flips(answers, a, b)))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    format: Annotated[str, typer.Option(help="parquet or every-eval-ever")],
+    format: Annotated[str, typer.Option(help="parquet, every-eval-ever or inspect")],
     out: Annotated[Path | None, typer.Option(help="by default in the run's folder")] = None,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="inspect shows prompts and replies, as parquet does")
+    ] = False,
 ) -> None:
     """Write the rows or the numbers of a run in another format."""
     from robench.results.export import export as write
 
-    for path in write(folder, format, out):
-        typer.echo(str(path))
+    name_files(*write(folder, format, out, replies))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
-    """Make every number of a folder's tables and page again, and say which differ."""
+    """Make every number of a folder again, and say which differ."""
     from robench.results.verify import verify as again
 
     compared, problems = again(folder)
@@ -335,7 +381,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> int:
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @asks(*OF_A_FINISHED_RUN)
 def replay(
     question: Question,
@@ -344,7 +390,7 @@ def replay(
     behavior: Annotated[str, typer.Option(help="the id of a request")],
     show: Annotated[bool, typer.Option("--show", help="print the replies")] = False,
 ) -> int:
-    """Generate again from stored prompts, and say whether the replies are the recorded ones."""
+    """Generate again from stored prompts, and compare the replies."""
     from robench.runs.replay import replay as again
 
     replayed = again(folder, cell, behavior, question.model)
@@ -357,7 +403,7 @@ def replay(
     return 0 if all(attempt.same for attempt in replayed) else HOLES
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=METHODS)
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="attacks|defenses|judges|matrices|models")],
 ) -> None:
@@ -387,19 +433,19 @@ def list_names(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=METHODS)
 def show(
     name: Annotated[str, typer.Argument(help="a method, FILE.py:Class or a matrix")],
 ) -> None:
-    """Show a method: what it says of itself, its fields, their defaults and its presets."""
+    """Show a method or a matrix: its fields, defaults and presets."""
     from robench.methods.describe import describe
 
     typer.echo(matrices.describe(name) if name in matrices.names() else describe(name))
 
 
-@app.command()
+@app.command(rich_help_panel=METHODS)
 def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class")]) -> int:
-    """Hold an attack, a defense or a judge to its contract, on tiny models on the CPU."""
+    """Hold a method to its contract, on tiny models on the CPU."""
     from robench.methods import checks
 
     report = checks.check(reference)
@@ -410,7 +456,7 @@ def check(reference: Annotated[str, typer.Argument(help="a name or FILE.py:Class
     return WRONG_INPUT if report.problems else 0
 
 
-@app.command()
+@app.command(rich_help_panel=TEXTS)
 @asks(*OF_A_TRAINING)
 def train(
     question: Question,
@@ -418,18 +464,21 @@ def train(
     out: Annotated[Path, typer.Option(help="the adapter's folder, which must not exist yet")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> int:
-    """Train one defense, for `robench run --defenses adapter:OUT` or for the hub."""
+    """Train one defense alone, into the folder of an adapter.
+
+    For `robench run --defenses adapter:OUT`, or for the hub.
+    """
     from robench.runs.train import train as train_defense
 
     try:
         train_defense(defense, out, question, seed)
     except Failure as failure:
         raise InputError(str(failure)) from failure
-    typer.echo(f"{out}: the adapter, its record and its card")
+    name_files(out / "README.md")
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel=TEXTS)
 @asks(*OF_TEXTS)
 def texts(
     question: Question,
@@ -444,10 +493,11 @@ def texts(
         list[str] | None, typer.Option(help="sets of requests that must not be asked: FILE ...")
     ] = None,
 ) -> None:
-    """Make training text for defenses from the model's own answers, for --train OUT."""
+    """Make training text (--train) from the model's own answers."""
     from robench.runs.make_texts import make_texts
 
     typer.echo(make_texts(question, out, run=run, refusals=refusals, tested=tested or ()))
+    name_files(out)
 
 
 @organism.command("train")
@@ -462,6 +512,16 @@ def train_organism(
     from robench.organism import trainer
 
     trainer.train(seed, out)
+    name_files(out)
+
+
+def name_files(*paths: Path) -> None:
+    """The last line of a command that writes files: those to open."""
+    typer.echo(f"to open: {', '.join(map(str, paths))}")
+
+
+def _of_run(folder: Path) -> list[Path]:
+    return [folder / name for name in ("report.html", *TABLES)]
 
 
 def _complain(message: str) -> int:

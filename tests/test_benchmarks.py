@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from robench.methods.registry import resolve
+from robench.results.tables import tables
 from robench.testing import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -136,3 +137,12 @@ def test_the_script_for_a_gpu_runs_from_end_to_end(tmp_path):
         "growth:",
     ]
     assert (tmp_path / "organism" / "dsr.csv").is_file()
+
+
+def test_the_made_up_run_of_report_is_one(bench, tmp_path):
+    report = importlib.import_module("benchmarks.report")
+    assert report.make(tmp_path / "run", behaviors=3, attempts=2) == 3 * 8 * (10 * 2 + 1)
+    tables([tmp_path / "run"], page=True)
+    board = pd.read_csv(tmp_path / "run" / "leaderboard.csv")
+    assert len(board) == 8 and set(board["n"]) == {3}
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -11,6 +11,7 @@ import pytest
 from robench import __version__, cli
 from robench.errors import InputError
 from robench.methods import registry
+from robench.results.words import COLUMNS, OUTCOMES, TERMS
 from robench.runs.question import OPTIONS, ModelSpec, Question, Replies, Texts
 from robench.runs.train import train
 
@@ -64,6 +65,27 @@ def test_help_and_lists_load_nothing_heavy(words):
         "sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_has_each_command_once_in_a_group_and_on_one_line(call):
+    out = call("--help")[1]
+    _, *groups = out.split("\n\n")[2:]
+    assert [group.splitlines()[0] for group in groups] == [
+        "Ask, and ask more of a run:", "Look at a run:", "Attacks, defenses and judges:",
+        "Make models and texts:",
+    ]  # fmt: skip
+    lines = [line for group in groups for line in group.splitlines()[1:]]
+    names = {command.name for command in cli.app.registered_commands if command.name}
+    names |= {c.callback.__name__ for c in cli.app.registered_commands if not c.name}
+    assert sorted(line.split()[0] for line in lines) == sorted({*names, "organism"})
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_help_takes_the_words_of_the_output_from_where_they_are_defined(call):
+    for command, word in (("run", TERMS["tier"]), ("leaderboard", COLUMNS["judge"]),
+                          ("inspect", OUTCOMES["harmful"])):  # fmt: skip
+        assert word in " ".join(call(command, "--help")[1].split())
 
 
 def test_no_command_is_a_call_for_help(call):
@@ -192,7 +214,9 @@ def test_a_finished_run_is_asked_where_its_model_works(call, monkeypatch):
     monkeypatch.setattr("robench.runs.utility.measure", lambda *given: taken.append(given) or 0)
     monkeypatch.setattr("robench.results.tables.tables", lambda folders, page: "tables")
     words = "--tasks a b --batch-size 3 --threads 2 --device cpu --chat-template t.jinja"
-    assert call("utility", "o", *words.split())[:2] == (0, "tables\n")
+    code, out, _ = call("utility", "o", *words.split())
+    named = "to open: o/report.html, o/dsr.md, o/leaderboard.csv"
+    assert code == 0 and out.splitlines() == ["tables", named]
     spec = ModelSpec(chat_template="t.jinja", device="cpu", threads=2)
     assert taken == [(Path("o"), ["a", "b"], None, 3, spec)]
 
@@ -335,5 +359,5 @@ def test_the_organism_overwrites_nothing(call, tmp_path):
 def test_matrices_are_listed_and_shown(call):
     assert call("list", "matrices")[1].startswith("extended ")
     out = call("show", "smoke")[1]
-    assert "attacks   direct soft_prompt" in out and "soft_prompt.steps=10" in out
+    assert "attacks   direct repe" in out and "dpo.steps=50" in out
     assert call("--version")[1] == f"robench {__version__}\n"

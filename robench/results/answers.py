@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from robench.errors import InputError
 from robench.results.degeneration import LIMITS
 from robench.results.rates import place
 from robench.results.schema import Header, Row
@@ -33,17 +36,41 @@ def read_answers(folders: Iterable[Path | str], slim: bool = False) -> list[Answ
     Raises:
         InputError: a folder is not a run's or is damaged, or two cells claim the same place.
     """
-    answers = []
-    for store in (RunStore(Path(folder)) for folder in folders):
-        thresholds, not_reading = store.thresholds(), store.not_reading()
-        for path, (header, info, rows, reason) in store.located_cells():
-            for row in rows:
-                row["category"] = _encodable(row["category"])
-            kept = [_slim(row) for row in rows] if slim else rows
-            answers.append(
-                Answer(_whole(header), info, kept, reason, LIMITS, path, thresholds, not_reading)
-            )
-    return disambiguate(answers)
+    with _no_search_for_cycles():
+        stores = [RunStore(Path(folder)) for folder in folders]
+        return disambiguate(answer for store in stores for answer in _of_store(store, slim))
+
+
+def require_cells(answers: Sequence[Answer], folder: Path) -> None:
+    """That something was recorded.
+
+    Raises:
+        InputError: nothing was yet.
+    """
+    if not answers:
+        raise InputError(f"{folder} has no finished cell; give the command of its run again")
+
+
+def _of_store(store: RunStore, slim: bool) -> Iterator[Answer]:
+    """The cells of one run."""
+    thresholds, not_reading = store.thresholds(), store.not_reading()
+    for path, (header, info, rows, reason) in store.located_cells():
+        for row in rows:
+            row["category"] = _encodable(row["category"])
+        kept = [_slim(row) for row in rows] if slim else rows
+        yield Answer(_whole(header), info, kept, reason, LIMITS, path, thresholds, not_reading)
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Rows hold none, and Python would search all of them again and again while they are read."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _whole(header: Header) -> Header:
@@ -92,9 +119,9 @@ def load_rows(*folders: Path | str) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(
-        {**_place(answer), **row, "judge": answer.judge, "outcome": answer.outcome(row)}
+        {**_place(answer), **row, "judge": answer.judge, "outcome": outcome}
         for answer in read_answers(folders)
-        for row in answer.rows
+        for row, outcome in zip(answer.rows, answer.outcomes(), strict=True)
     )
 
 

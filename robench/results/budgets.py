@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from robench.results.rates import dsr, rate
-from robench.results.verdicts import Answer, Verdicts, verdict
+from robench.results.verdicts import Answer, Verdicts
 
 STILL_FALLING = "still-falling"
 
@@ -35,8 +35,14 @@ def is_still_falling(answers: Sequence[Answer], judge: str = "") -> bool:
 def _verdicts_at(fraction: float, answer: Answer, judge: str) -> Verdicts | None:
     """The verdicts on the attempts that stood at a fraction of a cell's largest step.
 
-    Of each variant (tag) that is its last attempt by then; None where a behavior has none.
+    None where a behavior has none.
     """
+    places = answer.once(("standing at", fraction), lambda: _standing(fraction, answer))
+    return None if places is None else answer.verdicts_of(places, judge)
+
+
+def _standing(fraction: float, answer: Answer) -> list[int] | None:
+    """The places of the last attempts at each variant (tag) of each behavior by then."""
     most = max((row["step"] for row in answer.rows), default=0)
     if not most:
         return None
@@ -49,10 +55,4 @@ def _verdicts_at(fraction: float, answer: Answer, judge: str) -> Verdicts | None
                 by_tag[row["tag"]] = place
     if not all(standing.values()):
         return None
-    results = answer.outcomes(judge)
-    outcomes = {
-        behavior: [results[place] for place in by_tag.values()]
-        for behavior, by_tag in standing.items()
-        if behavior in answer.header["planned"]
-    }
-    return {behavior: verdict(found) for behavior, found in outcomes.items()}
+    return [place for by_tag in standing.values() for place in by_tag.values()]

@@ -1,4 +1,4 @@
-"""The rows and numbers of a run in formats of others: Parquet, and Every Eval Ever 0.3.0.
+"""The rows and numbers of a run in formats of others: Parquet, Every Eval Ever 0.3.0, inspect_ai.
 
 Every Eval Ever (arXiv 2606.14516) wants a record per model; here it is one per defended model. Its
 package is not needed: the records are plain JSON, and a test holds them to the published schema.
@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from robench import files
 from robench.config import suggestion
 from robench.errors import InputError
-from robench.results.answers import load_rows
+from robench.results.answers import load_rows, read_answers, requests, require_cells
+from robench.results.inspect_log import logs
 from robench.results.report.views import last_recorded
 from robench.results.run_tables import RunTables
 from robench.results.store import Cell
 from robench.results.verdicts import where
 
-FORMATS = ("parquet", "every-eval-ever")
+FORMATS = ("parquet", "every-eval-ever", "inspect")
 SCHEMA = "0.3.0"
 
 
-def export(folder: Path, format: str, out: Path | None = None) -> list[Path]:
+def export(folder: Path, format: str, out: Path | None = None, replies: bool = False) -> list[Path]:
     """Write a run in another format.
 
     Args:
         format: "parquet": every attempt as a row, with its prompt and reply; "every-eval-ever": a
-            JSON record per defended model.
+            JSON record per defended model; "inspect": a log per attack and defended model, for
+            `inspect view`.
         out: a file for Parquet, a folder for the others; by default in the run's folder.
+        replies: whether "inspect" shows prompts and replies of models that are not make-believe.
 
     Returns:
         What was written.
@@ -42,14 +45,24 @@ def export(folder: Path, format: str, out: Path | None = None) -> list[Path]:
     if format == "parquet":
         return [_parquet(folder, out or folder / "rows.parquet")]
     if format == "every-eval-ever":
-        target = out or folder / "every-eval-ever"
-        written = []
-        for name, record in records(RunTables.of([folder])):
-            path = target / f"{Cell.slug(name)}.json"
-            files.write_json(path, record)
-            written.append(path)
-        return written
+        tables = RunTables.of([folder])
+        require_cells(tables.answers, folder)
+        return _records(records(tables), out or folder / format)
+    if format == "inspect":
+        answers = read_answers([folder])
+        require_cells(answers, folder)
+        return _records(logs(answers, requests([folder]), replies), out or folder / format)
     raise InputError(f"no format called {format!r}{suggestion(format, FORMATS)}")
+
+
+def _records(named: Iterable[tuple[str, dict[str, Any]]], folder: Path) -> list[Path]:
+    """Write each as a file of its name."""
+    written = []
+    for name, record in named:
+        path = folder / f"{Cell.slug(name)}.json"
+        files.write_json(path, record)
+        written.append(path)
+    return written
 
 
 def _parquet(folder: Path, out: Path) -> Path:

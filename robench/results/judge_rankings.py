@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from robench.results.rates import dsr
-from robench.results.verdicts import IN_WORST_CASE, Answer, decided_by, distinct, where
+from robench.results.verdicts import IN_WORST_CASE, Answer, distinct, where
 from robench.results.worst_cases import worst_rate
 
 ENOUGH = 0.8  # of Kendall's tau, from which two judges are said to order alike
@@ -46,15 +46,17 @@ def taus(by_judge: Sequence[JudgeRanking]) -> list[Tau]:
 
 
 def _of(judge: str, answers: Sequence[Answer]) -> JudgeRanking:
-    entering = [a for a in decided_by(judge, answers) if a.header["role"] in IN_WORST_CASE]
+    entering = [a for a in answers if a.header["role"] in IN_WORST_CASE]
     defenses = {
-        defense: worst_rate(where(entering, defense=defense)).value
+        defense: worst_rate(where(entering, defense=defense), judge=judge).value
         for defense in distinct(entering, "defense")
     }
     attacks = {}
     for attack in distinct(where(entering, role="attack"), "attack"):
         of_attack = where(entering, attack=attack)
-        values = [dsr(where(of_attack, defense=d)).value for d in distinct(of_attack, "defense")]
+        values = [
+            dsr(where(of_attack, defense=d), judge).value for d in distinct(of_attack, "defense")
+        ]
         measured = [value for value in values if not math.isnan(value)]
         attacks[attack] = sum(measured) / len(measured) if measured else math.nan
     return JudgeRanking(judge, defenses, attacks)

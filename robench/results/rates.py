@@ -96,12 +96,14 @@ def interval(hits: float, n: int) -> tuple[float, float]:
 
 def rate(seeds: Iterable[Verdicts], wanted: str) -> Rate:
     """How many of the scored behaviors came to `wanted`: the mean over seeds of each, summed."""
-    hits: dict[str, list[bool]] = {}
+    hits: dict[str, int] = {}
+    scored: dict[str, int] = {}
     for verdicts in seeds:
         for behavior, result in verdicts.items():
             if result != "unscored":
-                hits.setdefault(behavior, []).append(result == wanted)
-    return Rate(math.fsum(map(fmean, hits.values())), len(hits))
+                hits[behavior] = hits.get(behavior, 0) + (result == wanted)
+                scored[behavior] = scored.get(behavior, 0) + 1
+    return Rate(math.fsum(hits[behavior] / n for behavior, n in scored.items()), len(scored))
 
 
 def dsr(answers: Iterable[Answer], judge: str = "", final: bool = True) -> Rate:
@@ -136,8 +138,9 @@ def sampled(answers: Iterable[Answer], judge: str = "") -> Sampled:
 def _draws(answer: Answer, judge: str) -> tuple[int, dict[str, list[str]]]:
     """The most draws to one attempt of a cell, and the outcomes of all of each behavior."""
     outcomes: dict[str, list[str]] = {}
+    planned = set(answer.header["planned"])
     for row in answer.rows:
-        if row["behavior"] not in answer.header["planned"]:
+        if not row["samples"] or row["behavior"] not in planned:
             continue
         for sample in row["samples"]:
             score = sample["scores"].get(judge)
@@ -157,17 +160,17 @@ def collapsed(answers: Iterable[Answer]) -> float:
     shares = []
     for answer in answers:
         collapses: dict[str, list[bool]] = {}
-        for row in answer.rows:
-            if row["final"] and row["reply"] is not None:
-                collapse = degenerate(row["text"], answer.limits)
-                collapses.setdefault(row["behavior"], []).append(collapse)
+        for place in answer.final:
+            row = answer.rows[place]
+            if row["reply"] is not None:
+                collapses.setdefault(row["behavior"], []).append(answer.collapsed[place])
         shares += [fmean(collapses[b]) for b in answer.header["planned"] if b in collapses]
     return fmean(shares) if shares else math.nan
 
 
 def unended(answers: Iterable[Answer]) -> list[str]:
     """How many final replies are thoughts without an answer, and how many others never ended."""
-    finals = [row for answer in answers for row in answer.rows if row["final"]]
+    finals = [answer.rows[place] for answer in answers for place in answer.final]
     thoughts = sum(is_unfinished_thought(row) for row in finals)
     cut = sum(bool(row.get("truncated")) and row["reply"] is not None for row in finals)
     counts = ((thoughts, "unfinished thoughts"), (cut, "never ended"))

@@ -69,8 +69,10 @@ def curve(answers: Sequence[Answer], budget: Budget, judge: str = "") -> Curve:
     spent = spent_by(answers, budget, judge)
     budgets, shares, standing = [0.0], [0.0], 1.0
     at_risk = math.fsum(s.weight for s in spent)
-    for value in sorted({s.budget for s in spent}):
-        here = [s for s in spent if s.budget == value]
+    by_budget: dict[float, list[Spent]] = {}
+    for one in spent:
+        by_budget.setdefault(one.budget, []).append(one)
+    for value, here in sorted(by_budget.items()):
         broken = math.fsum(s.weight for s in here if s.broken)
         if broken:
             standing *= max(0.0, 1 - broken / at_risk)

@@ -8,8 +8,8 @@ the same behaviors (p < 0.05, uncorrected: a warning, not a claim).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ from robench.results.comparison import LEVEL, compare
 from robench.results.flags import LESS_COMPLIANCE, MORE_DEGENERATE
 from robench.results.markdown import percent
 from robench.results.rates import ROUNDING, benign_rates, dsr
-from robench.results.schema import BENIGN, Row
+from robench.results.schema import BENIGN
 from robench.results.survival import has_steps
 from robench.results.tuning import EDGE_OF_GRID, is_at_edge
-from robench.results.verdicts import Answer, attacked, distinct, unscored, where
+from robench.results.verdicts import Answer, Verdicts, attacked, distinct, unscored, where
 from robench.results.worst_cases import worst_verdicts
 
 FEW = 200  # behaviors, below which differences of ten points are hard to tell from noise
@@ -152,7 +152,11 @@ def _access(cells: Sequence[Answer]) -> str:
 
 def follows_gradients(cells: Sequence[Answer]) -> bool:
     """Whether an attack told the norms of its gradients."""
-    return any(row.get("gradient_norm") is not None for cell in cells for row in cell.rows)
+    return any(cell.once("follows gradients", partial(_tells_norms, cell)) for cell in cells)
+
+
+def _tells_norms(cell: Answer) -> bool:
+    return any(row.get("gradient_norm") is not None for row in cell.rows)
 
 
 def _is_transfer(some: Answer, other: Answer) -> bool:
@@ -220,27 +224,30 @@ def _incomplete(cells: Sequence[Answer]) -> Iterator[tuple[str, str]]:
 def _below_baseline(cells: Sequence[Answer], plain: Sequence[Answer]) -> Iterator[tuple[str, str]]:
     if is_stronger(plain, cells):
         yield "below-baseline", f"weaker than {plain[0].header['attack']}"
-    if has_steps(cells) and is_stronger(_starts(cells), cells):
+    if has_steps(cells) and _break_more((_at_start(cell), cell.verdicts()) for cell in cells):
         yield "below-baseline", "weaker than its own first attempts"
 
 
-def _starts(cells: Sequence[Answer]) -> list[Answer]:
-    """The cells with the first recorded attempts of each behavior and variant as the final ones."""
-    started = []
-    for cell in cells:
-        first: dict[tuple[str, str], int] = {}
-        for row in cell.rows:
-            key = row["behavior"], row["tag"]
-            first[key] = min(first.get(key, row["step"]), row["step"])
-        rows: list[Row] = [
-            {**row, "final": row["step"] == first[row["behavior"], row["tag"]]} for row in cell.rows
-        ]
-        started.append(replace(cell, rows=rows))
-    return started
+def _at_start(cell: Answer) -> Verdicts:
+    """The verdicts on the first recorded attempts of each behavior and variant."""
+    first: dict[tuple[str, str], int] = {}
+    for row in cell.rows:
+        key = row["behavior"], row["tag"]
+        first[key] = min(first.get(key, row["step"]), row["step"])
+    return cell.verdicts_of(
+        place
+        for place, row in enumerate(cell.rows)
+        if row["step"] == first[row["behavior"], row["tag"]]
+    )
 
 
 def is_stronger(some: Sequence[Answer], others: Sequence[Answer]) -> bool:
     """Whether one attack's cells break behaviors that the other's do not, beyond chance."""
     seeds = [s for s in distinct(some, "seed") if where(others, seed=s)]
-    difference = compare((worst_verdicts(some, s), worst_verdicts(others, s)) for s in seeds)
+    return _break_more((worst_verdicts(some, s), worst_verdicts(others, s)) for s in seeds)
+
+
+def _break_more(seeds: Iterable[tuple[Verdicts, Verdicts]]) -> bool:
+    """Whether more behaviors break on the first side than on the second, beyond chance."""
+    difference = compare(seeds)
     return difference.only_a > difference.only_b and difference.p < LEVEL

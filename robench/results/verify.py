@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from robench.errors import InputError
 from robench.results import markdown
+from robench.results.answers import require_cells
 from robench.results.comparison import Difference, holm
 from robench.results.rates import Rate
 from robench.results.report.page import PAGE, render
@@ -34,7 +35,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
         How many values were compared, and a sentence for each that differs.
 
     Raises:
-        InputError: the folder has neither rows nor tables.
+        InputError: the folder has neither rows nor tables, or no cell yet.
     """
     if (folder / "run.json").is_file():
         return _of_run(folder)
@@ -45,6 +46,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
 
 def _of_run(folder: Path) -> tuple[int, list[str]]:
     computed = RunTables.of([folder])
+    require_cells(computed.answers, folder)
     contents = {**texts(computed), PAGE: render(computed)}
     compared, problems = 0, []
     for name, content in contents.items():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from robench.errors import InputError
 from robench.results.answers import read_answers
-from robench.results.degeneration import degenerate
 from robench.results.schema import BENIGN, Row
 from robench.results.store import RunStore
 from robench.results.verdicts import Answer
@@ -70,8 +69,10 @@ def begun(beginning: str, reply: str) -> str:
 def _examples(answer: Answer, requests: Mapping[tuple[bool, str], Behavior]) -> Iterator[Example]:
     harmless = answer.header["role"] == BENIGN and answer.header["defense"] == UNDEFENDED
     wanted = "complied" if harmless else "harmful"
-    for row in answer.rows:
-        if answer.outcome(row) == wanted and not degenerate(row["text"], answer.limits):
+    for row, outcome, collapsed in zip(
+        answer.rows, answer.outcomes(), answer.collapsed, strict=True
+    ):
+        if outcome == wanted and not collapsed:
             reply = whole(_spoken(row), row["truncated"])
             if reply.strip():
                 yield Example(requests[row["harmful"], row["behavior"]], reply, "answer")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from robench.config import assignments, fitted, read_value, suggestion
 from robench.errors import InputError
+from robench.results.words import TERMS
 from robench.runs import matrices
 from robench.runs.matrices import Matrix
 
@@ -157,7 +158,7 @@ class Question:
     seeds: tuple[int, ...] | None = field(default=None, metadata=_about("0 1 ...", least=0))
     tier: str | None = field(
         default=None,
-        metadata=_about("preset of bare names: demo or paper", choices=("demo", "paper")),
+        metadata=_about(TERMS["tier"], choices=("demo", "paper")),
     )
     judges: tuple[Any, ...] | None = field(
         default=None,

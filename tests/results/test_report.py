@@ -18,6 +18,7 @@ from run_builders import fill
 from robench.errors import InputError
 from robench.results.report import write as module
 from robench.results.report.page import render
+from robench.results.report.views import worst
 from robench.results.report.write import show, write
 from robench.results.run_tables import RunTables
 from robench.results.store import RunStore
@@ -179,3 +180,19 @@ def test_a_browser_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(module.webbrowser, "open", lambda _: False)
     with pytest.raises(InputError, match="no browser could be started"):
         show(tmp_path / "report.html")
+
+
+def test_broken_behaviors_are_counted_as_the_leaderboard_counts_them(tmp_path: Path) -> None:
+    """A mean over seeds, and in words how many broke with any of them."""
+    for seed, letters in enumerate(("HHRR", "HRRR", "RRR?")):
+        fill(tmp_path / "run", "direct", "RRRR", seed=seed)
+        fill(tmp_path / "run", "gcg", letters, seed=seed)
+    fill(tmp_path / "run", "direct", "RRRR", "cb")
+    fill(tmp_path / "run", "gcg", "HRRR", "cb")
+    made = RunTables.of([tmp_path / "run"])
+    counted = {one["defense"]: one["broken"] for one in worst(made)}
+    several = "1 of 4 behaviors broken, a mean over 3 seeds; 2 broke with one or more of them"
+    assert counted == {"none": several, "cb": "1 of 4 behaviors broken"}
+    board = made.board.set_index("defense")
+    assert list(4 - 4 * board.loc[["none", "cb"], "dsr_worst"]) == pytest.approx([1, 1])
+    assert f"<b>none</b>: {several}" in render(made)

@@ -294,6 +294,16 @@ def test_a_failing_cell_is_a_hole_never_a_success(tmp_path, call):
     assert code == 3 and "IndexError" in out + err
 
 
+def test_smoke_shows_an_attack_that_breaks_and_a_defense_that_holds(tmp_path):
+    outcome = run(matrix="smoke", threads=1, out=tmp_path / "run")
+    held = outcome.dsr.query("judge == 'exact'").set_index(["defense", "attack"])["dsr"]
+    assert held["none", "direct"] == 1 and held["none", "repe"] <= 0.25
+    assert held["dpo", "repe"] >= 0.75
+    board = outcome.leaderboard.set_index("defense")
+    assert board.loc["dpo", "rank"] == 1 and board.loc["dpo", "gate"] == "pass"
+    assert "Few behaviors: all (n = 8)." in str(outcome)
+
+
 def test_a_defense_that_fails_is_a_hole_in_each_of_its_cells(tmp_path):
     file = tmp_path / "failing.py"
     file.write_text(
@@ -308,6 +318,7 @@ def test_a_defense_that_fails_is_a_hole_in_each_of_its_cells(tmp_path):
         matrix="smoke",
         attacks=["direct", "soft_prompt"],
         defenses=["none", f"{file}:Diverging", "circuit_breaker"],
+        settings=["soft_prompt.steps=3", "circuit_breaker.steps=3"],
         out=tmp_path / "run",
     )
     assert outcome.holes == 3

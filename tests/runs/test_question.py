@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_by_name(options, told):
 
 def test_the_matrix_gives_what_the_question_leaves_open():
     named = Question.of(matrix="smoke").chosen_matrix()
-    assert (named.attacks, named.n, named.benign) == (("direct", "soft_prompt"), 6, 6)
+    assert (named.attacks, named.n, named.benign) == (("direct", "repe"), 8, 12)
     chosen = Question.of(matrix="smoke", attacks=["gcg"], n=2, n_benign=3).chosen_matrix()
     assert (chosen.attacks, chosen.n, chosen.benign) == (("gcg",), 2, 3)
     assert chosen.defenses == named.defenses

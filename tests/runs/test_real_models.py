@@ -161,7 +161,6 @@ def test_published_requests(folder, tmp_path, real_data, file, category):
         model=str(folder),
         behaviors=real_data / "behaviors" / file,
         benign=lines(tmp_path / "harmless.jsonl", [{"prompt": "How do I mend a lamp?"}]),
-        settings=["soft_prompt.steps=2"],
         n=2,
         max_new_tokens=4,
         device="cpu",
@@ -169,7 +168,7 @@ def test_published_requests(folder, tmp_path, real_data, file, category):
     )
     assert outcome.holes == 0
     rows = load_rows(outcome.folder)
-    asked = rows[rows["attack"] == "soft_prompt"]
+    asked = rows[rows["attack"] == "repe"]
     assert asked["behavior"].nunique() == 2
     assert (asked["category"] != "").all() == category
-    assert set(rows["attack"]) == {"benign", *BENIGN_WAYS, "direct", "soft_prompt"}
+    assert set(rows["attack"]) == {"benign", *BENIGN_WAYS, "direct", "repe"}

@@ -7,6 +7,7 @@ from typing import Any
 
 from robench import files
 from robench.errors import InputError
+from robench.results.answers import require_cells
 from robench.results.plots.draw import draw
 from robench.results.plots.style import file_of
 from robench.results.run_tables import RunTables
@@ -29,7 +30,6 @@ def write(folder: Path, kind: str, out: Path, columns: int = 2, **options: Any) 
     if out.suffix.lower() not in FORMATS:
         raise InputError(f"--out must end in {', '.join(FORMATS)}, got {out}")
     tables = RunTables.of([folder])
-    if not tables.models:
-        raise InputError(f"{folder} has no finished cell to plot")
+    require_cells(tables.answers, folder)
     figure = draw(kind, tables.of_model(tables.models[0]), columns, **options)
     files.write_bytes(out, file_of(figure, out.suffix.lower()[1:]))

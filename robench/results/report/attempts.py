@@ -77,8 +77,8 @@ def _of_seed(
     """The attempts to show of each behavior of one cell, and how many were left out."""
     by_behavior: dict[str, list[tuple[Row, str]]] = {}
     rows = read_rows(cell.folder) if cell.folder else cell.rows  # those at hand may be slim
-    for row in rows:
-        by_behavior.setdefault(row["behavior"], []).append((row, cell.outcome(row)))
+    for row, outcome in zip(rows, cell.outcomes(), strict=True):
+        by_behavior.setdefault(row["behavior"], []).append((row, outcome))
     kept, left_out = {}, 0
     for behavior, attempts in by_behavior.items():
         chosen = _chosen(attempts)

@@ -18,8 +18,16 @@ from robench.results.rates import dsr
 from robench.results.run_tables import RunTables
 from robench.results.schema import BENIGN
 from robench.results.section import leaderboard_lines, named, notes, unscored_harmless
-from robench.results.verdicts import ACCESS, Answer, attacked, distinct, where
+from robench.results.verdicts import (
+    ACCESS,
+    IN_WORST_CASE,
+    Answer,
+    attacked,
+    distinct,
+    where,
+)
 from robench.results.words import FLAGS
+from robench.results.worst_cases import worst_rate
 
 SHOWN_HASH = 12  # characters of a hash
 MOST_BROKEN = 40  # behaviors of a defense that are listed as broken
@@ -186,7 +194,7 @@ def worst(tables: RunTables) -> list[View]:
         shown.append(
             {
                 "defense": defense,
-                "broken": len(broken),
+                "broken": _broken_in_words(mine, broken),
                 "behaviors": [
                     [b.behavior, b.category, ", ".join(_times(b, a) for a in b.attacks)]
                     for b in broken[:MOST_BROKEN]
@@ -209,6 +217,16 @@ def worst(tables: RunTables) -> list[View]:
             }
         )
     return shown
+
+
+def _broken_in_words(mine: Sequence[Answer], broken: Sequence[weaknesses.Broken]) -> str:
+    """How many behaviors of a defense broke, as its worst case counts them."""
+    case = worst_rate([a for a in mine if a.header["role"] in IN_WORST_CASE]).rest
+    behaviors = f"{case.hits:.4g} of {case.n} behaviors broken"
+    seeds = len(distinct(mine, "seed"))
+    if seeds == 1:
+        return behaviors
+    return f"{behaviors}, a mean over {seeds} seeds; {len(broken)} broke with one or more of them"
 
 
 def _times(broken: weaknesses.Broken, attack: str) -> str:
