@@ -35,19 +35,24 @@ def main() -> None:
         rows = make(Path(folder) / "run", sizes.behaviors, sizes.attempts)
         print(f"{rows} rows")
         for command in ("leaderboard", "report"):
-            seconds, gib = timed(command, Path(folder) / "run")
-            print(f"robench {command}: {seconds:.1f} s, {gib:.2f} GiB")
+            seconds, cpu, gib = timed(command, Path(folder) / "run")
+            print(f"robench {command}: {seconds:.1f} s, {cpu:.1f} s of a CPU, {gib:.2f} GiB")
         size = (Path(folder) / "run" / "report.html").stat().st_size
         print(f"report.html: {size / 1e6:.1f} MB")
 
 
-def timed(command: str, folder: Path) -> tuple[float, float]:
-    """Seconds and peak memory of a command of robench on a run."""
-    started = time.perf_counter()
+def timed(command: str, folder: Path) -> tuple[float, float, float]:
+    """Seconds, processor seconds and peak memory (GiB) of a command of robench on a run."""
+    started, before = time.perf_counter(), children_seconds()
     words = [sys.executable, "-m", "robench", command, str(folder)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return time.perf_counter() - started, peak / 2**20
+    return time.perf_counter() - started, children_seconds() - before, peak / 2**20
+
+
+def children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def make(folder: Path, behaviors: int, attempts: int) -> int:
