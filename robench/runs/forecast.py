@@ -279,6 +279,17 @@ def _row(place: tuple[str, str, int, str], cost: Cost | None, estimate: Estimate
     return [*place, cost.steps, cost.tflop, cost.replies, seconds, memory, disk]
 
 
+def seconds_of(expected: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
+    """The times of cells, and of trainings by their first cell, where they are forecast."""
+    known = expected.dropna(subset="seconds")
+    trained = known["attack"] == TRAINING
+    cells, trainings = (
+        {str(row["cell"]): float(row["seconds"]) for row in part.to_dict("records")}
+        for part in (known[~trained], known[trained])
+    )
+    return cells, trainings
+
+
 def summary(expected: pd.DataFrame) -> str:
     """A forecast as text: a line per row, and what they add up to."""
     head = ("defense", "attack", "steps", "TFLOP", "replies", "time", "GiB")

@@ -42,7 +42,8 @@ class Progress:
         self._total = sum(self._weights.values())
         self._done = 0.0
         self._finished = 0
-        self._started = self._cell_started = time.perf_counter()
+        self._started = time.perf_counter()
+        self._begun: dict[str, float] = {}
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(total=len(names), desc="cells", disable=not self._terminal)
 
@@ -54,10 +55,18 @@ class Progress:
 
     def training(self, group: Group) -> None:
         """A defense is about to be put on, which may train it; its first cell counts that time."""
-        self._cell_started = time.perf_counter()
+        if group.cells:
+            self._begun[group.cells[0][0].name] = time.perf_counter()
         self._bar.set_postfix_str(group.defense.name)
 
+    def trained(self, group: Group) -> None:
+        """A defense is on for the first time."""
+
+    def chunk(self, cell: Cell, behaviors: int) -> None:
+        """Rows of so many more behaviors of a cell are on the disk."""
+
     def begin(self, cell: Cell) -> None:
+        self._begun.setdefault(cell.name, time.perf_counter())
         self._bar.set_postfix_str(f"{cell.defense} x {cell.attack}")
 
     def end(self, cell: Cell) -> None:
@@ -74,13 +83,13 @@ class Progress:
         self._bar.update()
         if not self._terminal:
             print(self._line(cell, how, now), flush=True)
-        self._cell_started = now
 
     def _line(self, cell: Cell, how: str, now: float) -> str:
         elapsed = now - self._started
+        taken = now - self._begun.get(cell.name, now)
         line = (
             f"{self._finished}/{len(self._weights)} {cell.defense} x {cell.attack}, "
-            f"seed {cell.seed}: {how} in {duration(now - self._cell_started)}; "
+            f"seed {cell.seed}: {how} in {duration(taken)}; "
             f"{duration(elapsed)} elapsed"
         )
         rest = self._total - self._done
