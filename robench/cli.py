@@ -195,6 +195,14 @@ def run(
 
 
 @app.command()
+def status(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Tell how far a run is: what is done, what runs, what failed, and how long the rest takes."""
+    from robench.runs.status import Status
+
+    typer.echo(str(Status.of(folder)))
+
+
+@app.command()
 @asks(*OF_A_FINISHED_RUN)
 def utility(
     question: Question,

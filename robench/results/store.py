@@ -10,6 +10,8 @@
     DIR/cells/NAME/failed.json     why the cell has a hole, until it succeeds
     DIR/defenses/NAME/             the adapter of a trained defense
     DIR/utility/NAME.json          what harmless tasks say of a defended model
+    DIR/progress.json              what the last command was to do and does, for `robench status`
+    DIR/logs/worker-N.log          what a worker in a process of its own printed
     DIR/.lock                      held by the process that writes
 
 `schema.py` says what stands in each of them.
@@ -246,7 +248,7 @@ class RunStore:
 
     def done(self, cell: Cell) -> set[str]:
         """Ids of the behaviors whose rows are all written."""
-        return {row["behavior"] for row in _whole_rows(self.path(cell))}
+        return done_in(self.path(cell))
 
     def complete(self, cell: Cell) -> bool:
         """Whether every planned behavior is done and no failure stands."""
@@ -442,6 +444,11 @@ class RunStore:
 
     def _utility_file(self, header: Mapping[str, Any]) -> Path:
         return self.folder / "utility" / f"{_defended_model_name(header)}.json"
+
+
+def done_in(path: Path) -> set[str]:
+    """Ids of the behaviors whose rows are all written in a cell's folder."""
+    return {row["behavior"] for row in _whole_rows(path)}
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -19,7 +19,7 @@ from robench.methods.registry import EXTERNAL, Method
 from robench.results.artifacts import merged_memory
 from robench.results.store import Cell, RunStore
 from robench.results.trainings import RECORD
-from robench.runs.cells import Group
+from robench.runs.journal import Journal
 from robench.runs.pool import Pool
 from robench.runs.progress import Progress
 from robench.runs.schedule import Schedule
@@ -27,6 +27,7 @@ from robench.runs.tasks import (
     Answered,
     Chunk,
     Failed,
+    Group,
     Lost,
     Result,
     Task,
@@ -59,10 +60,18 @@ class _Open:
 
     @property
     def starts(self) -> list[int]:
-        """The first behavior of each chunk that is not done whole."""
-        planned, size = self.cell.header["planned"], self.cell.header["chunk"]
-        starts = range(0, len(planned), size)
-        return [start for start in starts if not self.done.issuperset(planned[start:][:size])]
+        return chunks_left(self.cell, self.done)
+
+
+def chunks_left(cell: Cell, done: set[str]) -> list[int]:
+    """The first behavior of each chunk of a cell that is not done whole.
+
+    Args:
+        done: ids of the behaviors whose rows are on the disk.
+    """
+    planned, size = cell.header["planned"], cell.header["chunk"]
+    starts = range(0, len(planned), size)
+    return [start for start in starts if not done.issuperset(planned[start : start + size])]
 
 
 @dataclass
@@ -73,6 +82,7 @@ class Execution:
     seconds:    forecast, of cells and of trainings, as of `Schedule.of`
     keep_going: whether a cell that fails by an unexpected error becomes a hole
     info:       how cells are answered, for their records
+    journal:    tells others how far the run is
     """
 
     store: RunStore
@@ -82,6 +92,7 @@ class Execution:
     progress: Progress
     keep_going: bool
     info: Mapping[str, Any]
+    journal: Journal
 
     _cells: dict[str, _Open] = field(init=False)
     _schedule: Schedule = field(init=False)
@@ -104,8 +115,21 @@ class Execution:
                 if task is None:
                     break
                 self._give(slot.worker, task)
+            self._note()
             for task, result in self.pool.wait():
                 self._take(task, result)
+        self._note(at_once=True)
+
+    def _note(self, at_once: bool = False) -> None:
+        standing = self.pool.standing()
+        running = [
+            task.cell
+            if isinstance(task, Chunk)
+            else f"training {self.groups[task.group].defense.name}"
+            for task in self._out
+        ]
+        self.progress.workers(standing)
+        self.journal.note(running, standing, at_once)
 
     def _give(self, worker: int, task: Task) -> None:
         """Hand a task to a worker, with what it needs besides."""
@@ -179,7 +203,7 @@ class Execution:
         rows = [row for row in answered.rows if row["behavior"] not in opened.done]
         self.store.record(opened.cell, rows, tensors, memory)
         opened.done.update(row["behavior"] for row in rows)
-        self.progress.chunk(opened.cell, len({row["behavior"] for row in rows}))
+        self.progress.chunk(opened.cell)
 
     def _lost(self, task: Task, lost: Lost) -> None:
         """Have a task done again, or leave a hole where too many workers were lost over it."""

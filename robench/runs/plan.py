@@ -28,16 +28,19 @@ from robench.model.thoughts import THINKING
 from robench.results.schema import HARMLESS_ROLES, Info, Suite
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
-from robench.runs.cells import CHUNK, Group, groups_of
+from robench.runs.cells import groups_of
+from robench.runs.chunks import ChunkSize
 from robench.runs.devices import choose_device, default_dtype, hardware
+from robench.runs.journal import Journal
 from robench.runs.known import replies_of
 from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
-from robench.runs.progress import Progress
+from robench.runs.progress import ManyProgress, Progress
 from robench.runs.protocols import with_protocol
 from robench.runs.question import ModelSpec, Question
 from robench.runs.rates import expected, given
 from robench.runs.run_texts import RunTexts, gather, lacking, with_companions
+from robench.runs.tasks import Group
 from robench.texts import geography
 from robench.types import Judge, reads_content, user
 
@@ -171,7 +174,7 @@ class Plan:
         replies = self.question.replies
         length = self.shared["max_new_tokens"]
         length += self.shared["max_thinking_tokens"] if chat.may_think else 0
-        setup = Setup(spec.device, spec.dtype, length, replies.samples, CHUNK, *rate)
+        setup = Setup(spec.device, spec.dtype, length, replies.samples, *rate)
         estimate = Estimate(self.files, replies.system, self.texts, setup, replies.template_args)
         return forecast(self.groups if groups is None else groups, estimate)
 
@@ -256,7 +259,7 @@ class Plan:
         tflops: float | None,
         workers: Workers | None,
     ) -> None:
-        from robench.runs.execute import Execution
+        from robench.runs.execute import Execution, chunks_left
         from robench.runs.forecast import seconds_of, summary
 
         pending = [group for group in pending if group.cells]
@@ -264,11 +267,20 @@ class Plan:
         print(summary(expected), flush=True)
         times = seconds_of(expected)
         weights = added(*times)
+        done = {cell.name: store.done(cell) for group in pending for cell, _ in group.cells}
+        counts = {name: len(ids) for name, ids in done.items()}
         with ExitStack() as stack:
             pool = stack.enter_context(self._pool(store, pending, workers, stack))
             info = self._info(pool.about()[0])
-            progress = stack.enter_context(Progress(pending, weights))
-            Execution(store, pending, times, pool, progress, keep_going, info).run()
+            shown = Progress(pending, weights)
+            if workers:
+                cells = [cell for group in pending for cell, _ in group.cells]
+                chunks = {cell.name: len(chunks_left(cell, done[cell.name])) for cell in cells}
+                shown = ManyProgress(pending, weights, chunks)
+            progress = stack.enter_context(shown)
+            journal = Journal(store.folder, pending, weights, counts)
+            run = Execution(store, pending, times, pool, progress, keep_going, info, journal)
+            run.run()
 
     def _pool(
         self,
@@ -358,8 +370,15 @@ def plan(question: Question) -> Plan:
         texts=texts,
         judges=chosen_judges,
         shared=shared,
-        groups=groups_of(shared, attacks, defenses, texts),
+        groups=groups_of(shared, attacks, defenses, texts, _chunk_size(files, texts, shared)),
     )
+
+
+def _chunk_size(files: loading.ModelFiles, texts: RunTexts, shared: Mapping[str, Any]) -> ChunkSize:
+    weights = sum(file.stat().st_size for file in files.folder.glob("*.safetensors"))
+    harmful = sum(b.harmful for b in texts.references)
+    references = harmful, len(texts.references) - harmful, len(texts.tune)
+    return ChunkSize(weights, texts.behaviors, shared["max_new_tokens"], references)
 
 
 def find_base(spec: ModelSpec) -> loading.ModelFiles:

@@ -70,6 +70,10 @@ class Pool(Protocol):
         """What a defense keeps in its folder, if it is there, put where workers get it."""
         ...
 
+    def standing(self) -> dict[str, int]:
+        """How many workers are busy, idle, starting and lost; nothing where there is but one."""
+        ...
+
 
 class InProcess:
     """One worker in this process, which trains in the run's folder itself."""
@@ -115,3 +119,6 @@ class InProcess:
 
     def share_adapter(self, folder: Path) -> None:
         """Nothing, as the worker works in the folder."""
+
+    def standing(self) -> dict[str, int]:
+        return {}

@@ -151,7 +151,7 @@ class RayPool:
             self._received(pending[ref], ref)
         for member in list(self._members.values()):
             if self._hangs(member):
-                self._lose(member, f"a worker had it for more than {self._timeout:g} seconds")
+                self._lose(member, f"a worker had it for more than {self._timeout:g} s", True)
 
     def _hangs(self, member: _Member) -> bool:
         is_busy = member.pending is not None and isinstance(member.task, Chunk)
@@ -181,10 +181,10 @@ class RayPool:
             self._back.append((member.task, value.result))
             member.task = None
 
-    def _lose(self, member: _Member, why: str) -> None:
+    def _lose(self, member: _Member, why: str, hangs: bool = False) -> None:
         """Replace a worker."""
         self.lost += 1
-        self._end(member)
+        self._end(member, hangs)
         del self._members[member.number]
         if member.task is not None:
             self._back.append((member.task, Lost(why)))
@@ -197,13 +197,14 @@ class RayPool:
                 )
         self._add()
 
-    def _end(self, member: _Member) -> None:
-        """End a worker's process, whatever it does; what it printed last is kept."""
+    def _end(self, member: _Member, hangs: bool = False) -> None:
+        """End a worker's process; what it printed last is kept."""
         self._ray.kill(member.actor)
         place = member.place
         if place and place.host == socket.gethostname():
-            with suppress(OSError):
-                os.kill(place.process, signal.SIGKILL)  # Ray's own way waits for a stopped process
+            if hangs:  # perhaps stopped, and deaf to Ray
+                with suppress(ProcessLookupError):
+                    os.kill(place.process, signal.SIGKILL)
             self._last_words(member, Path(place.log))
 
     def _last_words(self, member: _Member, log: Path) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from robench.results.store import Cell
-from robench.runs.cells import Group
-from robench.runs.tasks import Chunk, Task, Training
+from robench.runs.tasks import Chunk, Group, Task, Training
 
 
 @dataclass

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from robench import files
 from robench.errors import InputError
+from robench.methods.method import Method
 from robench.results.schema import Row
+from robench.results.store import Cell
 
 Adapter = Mapping[str, bytes]  # the files of a trained defense, by their place in its folder
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells of one defense with one seed, each with its attack."""
+
+    defense: Method
+    seed: int
+    cells: tuple[tuple[Cell, Method], ...]
 
 
 @dataclass(frozen=True)
@@ -136,17 +146,3 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
             raise InputError(f"{folder.name} came with a file outside its folder: {name!r}")
         files.write_bytes(path, content)
     files.replace_folder(draft, folder)
-
-
-def wire_safe(failed: Failed, trace: str) -> Failed:
-    """A failure whose error can be sent to another process: ours and the system's as they are.
-
-    Args:
-        trace: of the error, which another process would not have.
-    """
-    if isinstance(failed.error, (InputError, OSError)):
-        kind: type[Any] = type(failed.error)
-        if kind in (InputError, OSError) or kind.__module__ == "builtins":
-            return failed
-    error = RuntimeError(f"{failed.reason}, in a worker:\n{trace}")
-    return Failed(failed.reason, error, failed.always, failed.hole)

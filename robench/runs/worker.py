@@ -25,7 +25,6 @@ from robench.results.schema import HARMLESS_ROLES
 from robench.results.store import Cell
 from robench.runs.answering import Answerer, BrokenContract, attempts_of
 from robench.runs.base import load_base
-from robench.runs.cells import Group
 from robench.runs.devices import hardware
 from robench.runs.failures import failed, one_line
 from robench.runs.run_texts import RunTexts, lacking
@@ -34,6 +33,7 @@ from robench.runs.tasks import (
     Answered,
     Chunk,
     Failed,
+    Group,
     Training,
     Unfitted,
     tensors_name,

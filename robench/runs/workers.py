@@ -94,10 +94,11 @@ class Workers:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with fresh_folder() as folder:
             if self.address:
-                _check_answers(self.address)
+                check_answers(self.address)
                 ray.init(address=self.address, log_to_driver=False, configure_logging=False)
             else:
                 room = self._room(device, _of_this_machine())
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
                 ray.init(
                     address="local",
                     num_cpus=room.workers,
@@ -166,7 +167,7 @@ def _is_address(text: str) -> bool:
     return bool(host and colon) and "/" not in host and port.isdecimal() and int(port) < 2**16
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """That there is a Ray cluster at an address: Ray itself would wait for one without end.
 
     Raises:
