@@ -20,11 +20,13 @@ class PluginFiles:
     """A module that was loaded from a file, with the files of its folder that it reads.
 
     module: its name, which is the same in every process
+    folder: where the driver has them
     first:  the place of its file in `files`
     files:  content by place in the folder
     """
 
     module: str
+    folder: str
     first: str
     files: dict[str, bytes]
 
@@ -50,31 +52,37 @@ def _packed(module: str, instances: Iterable[object]) -> PluginFiles:
     declared = {file.resolve() for each in instances for file in files_of(each)}
     near = [file for file in (first, *others, *sorted(declared)) if file.is_relative_to(folder)]
     content = {file.relative_to(folder).as_posix(): file.read_bytes() for file in near}
-    return PluginFiles(module, first.relative_to(folder).as_posix(), content)
+    return PluginFiles(module, str(folder), first.relative_to(folder).as_posix(), content)
 
 
 def load_plugin(plugin: PluginFiles, scratch: Path) -> None:
-    """Load a module from its files, under the name that it has elsewhere.
+    """Load a module from its files, under the name that it has in every process.
 
     Args:
-        scratch: a folder of this process.
+        scratch: a folder of this process, for a copy where the driver's files are not here.
 
     Raises:
         InputError: it cannot be loaded here.
     """
     if plugin.module in sys.modules:
         return
-    folder = scratch / "plugins" / plugin.module
-    for name, content in plugin.files.items():
-        files.write_bytes(folder / name, content)
+    folder = Path(plugin.folder)
+    if not all(_is_same(folder / name, content) for name, content in plugin.files.items()):
+        folder = scratch / "plugins" / plugin.module
+        for name, content in plugin.files.items():
+            files.write_bytes(folder / name, content)
+        sys.path.append(str(folder))
     path = folder / plugin.first
     spec = importlib.util.spec_from_file_location(plugin.module, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[plugin.module] = module
-    sys.path.append(str(folder))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[plugin.module]
         raise InputError(f"{plugin.first} cannot be loaded: {in_words(error)}") from error
+
+
+def _is_same(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -92,13 +93,13 @@ class Workers:
             yield self._room(device, ray.cluster_resources())
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        logging.getLogger("ray").setLevel(logging.ERROR)
         with fresh_folder() as folder:
             if self.address:
                 check_answers(self.address)
                 ray.init(address=self.address, log_to_driver=False, configure_logging=False)
             else:
                 room = self._room(device, _of_this_machine())
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
                 ray.init(
                     address="local",
                     num_cpus=room.workers,

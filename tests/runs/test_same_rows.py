@@ -116,7 +116,7 @@ def test_two_and_four_workers_have_the_rows_of_one_process(plugin, local_ray, tm
 
 def test_what_fails_in_a_worker_is_told_as_in_one_process(plugin, local_ray, tmp_path):
     asked = {**ALONE, "attacks": [f"{plugin}:Fails"]}
-    with pytest.raises(InputError, match=r"attack 'Fails' \(.*plugin.py:28\): IndexError"):
+    with pytest.raises(InputError, match=r"attack 'Fails' \(.*mine/plugin.py:25\): IndexError"):
         robench.run(out=tmp_path / "out", workers=1, **asked)
     assert len(list((tmp_path / "out").glob("cells/*/failed.json"))) == 1
     told = str(Status.of(tmp_path / "out"))
