@@ -195,18 +195,38 @@ def run(
         float | None,
         typer.Option(min=1e-6, help="of the device, sustained; by default it is measured"),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="N, auto (one per GPU) or HOST:PORT of a Ray cluster; docs/scale.md"),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0.01, help="by default 1; 0.5: two workers share one")
+    ] = None,
+    chunk_timeout: Annotated[
+        float | None, typer.Option(min=1, help="seconds until a worker that hangs is replaced")
+    ] = None,
 ) -> int:
     """Ask a matrix of attacks and defenses, or resume a run."""
     from robench.runs.plan import plan
+    from robench.runs.workers import Workers
 
+    many = Workers.of(workers, gpus_per_worker, chunk_timeout)
     planned = plan(question)
     if dry_run:
         typer.echo(planned.preview(out, tflops))
         return 0
-    outcome = planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops)
+    outcome = planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops, workers=many)
     show_tables(str(outcome))
     name_files(*_of_run(outcome.folder))
     return HOLES if outcome.holes else 0
+
+
+@app.command(rich_help_panel=RUNS)
+def status(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Tell how far a run is, and how long the rest takes."""
+    from robench.runs.status import Status
+
+    typer.echo(str(Status.of(folder)))
 
 
 @app.command(rich_help_panel=RUNS)

@@ -14,6 +14,7 @@ from robench.methods import registry
 from robench.results.words import COLUMNS, OUTCOMES, TERMS
 from robench.runs.question import OPTIONS, ModelSpec, Question, Replies, Texts
 from robench.runs.train import train
+from robench.runs.workers import Workers
 
 HEAVY = ("numpy", "pandas", "peft", "torch", "transformers")
 
@@ -140,7 +141,9 @@ def test_an_option_takes_several_values(words, spread):
 def test_without_options_the_question_is_the_default_one(call, asked):
     assert call("run")[0] == 0
     assert asked.question == Question()
-    assert asked.options == {"out": None, "keep_going": False, "replace": False, "tflops": None}
+    assert asked.options == {
+        "out": None, "keep_going": False, "replace": False, "tflops": None, "workers": None,
+    }  # fmt: skip
 
 
 WORDS = (
@@ -157,7 +160,8 @@ WORDS = (
 
 
 def test_options_are_fields_of_the_question(call, asked):
-    call("run", *WORDS.split(), *["--keep-going", "--replace", "--tflops", "300", "--out", "o"])
+    more = "--keep-going --replace --tflops 300 --out o --workers 4 --gpus-per-worker 0.5"
+    call("run", *WORDS.split(), *more.split(), "--chunk-timeout", "60")
     assert asked.question == Question(
         matrix="smoke",
         attacks=("a", "b"),
@@ -177,6 +181,7 @@ def test_options_are_fields_of_the_question(call, asked):
     )
     assert asked.options == {
         "out": Path("o"), "keep_going": True, "replace": True, "tflops": 300.0,
+        "workers": Workers(4, "", 0.5, 60.0),
     }  # fmt: skip
 
 

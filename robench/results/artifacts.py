@@ -20,8 +20,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
+from safetensors.torch import load, save
 
-from robench import files
 from robench.config import build
 from robench.errors import InputError
 from robench.results.schema import Artifact
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 _FROM_A_FILE = "robench_file_"  # modules of methods that are a file: methods/registry.py
 
 
-def save_prompts(prompts: Sequence[Prompt], path: Path) -> list[str | None]:
-    """Save soft prompts and edits; return for each prompt the key of its tensors, if any.
+def packed_prompts(prompts: Sequence[Prompt], name: str) -> tuple[list[str | None], bytes | None]:
+    """For each prompt the key of its soft vectors and edits, if any, and the file of them all.
 
-    When this returns, they are on the disk: rows that cite the keys may be written.
+    Args:
+        name: of the file, which must be on the disk before rows that cite the keys are; None is
+            given back where no prompt has any.
     """
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, str] = {}
@@ -45,21 +47,19 @@ def save_prompts(prompts: Sequence[Prompt], path: Path) -> list[str | None]:
         if prompt.access == "text":
             keys.append(None)
             continue
-        keys.append(f"{path.name}:{i}")
+        keys.append(f"{name}:{i}")
         if prompt.soft is not None:
             tensors[f"{i}.soft"] = prompt.soft.contiguous()
         for number, edit in enumerate(prompt.edits):
-            name = f"{i}.edits.{number}"
-            plain[name] = f"{type(edit).__module__}:{type(edit).__qualname__}"
+            key = f"{i}.edits.{number}"
+            plain[key] = f"{type(edit).__module__}:{type(edit).__qualname__}"
             for field in fields(edit):  # type: ignore[arg-type]
                 value = getattr(edit, field.name)
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{name}.{field.name}"] = value.contiguous().clone()
+                    tensors[f"{key}.{field.name}"] = value.contiguous().clone()
                 else:
-                    plain[f"{name}.{field.name}"] = json.dumps(value)
-    if tensors or plain:
-        _write(path, tensors, plain)
-    return keys
+                    plain[f"{key}.{field.name}"] = json.dumps(value)
+    return keys, save(tensors, metadata=plain) if tensors or plain else None
 
 
 def load_prompt(row: Mapping[str, Any] | pd.Series[Any]) -> Prompt:
@@ -88,19 +88,37 @@ def read_prompt(cell: Path, artifact: Artifact) -> Prompt:
     return Prompt(messages, soft, tuple(edits))
 
 
-def remember(ctx: Context, path: Path) -> None:
-    """Store what the attack fitted once, so that a resumed cell uses the same."""
-    if ctx.memory:
-        flat = {f"{key}/{name}": t for key, made in ctx.memory.items() for name, t in made.items()}
-        _write(path, {name: t.contiguous() for name, t in flat.items()}, {})
+def packed_memory(ctx: Context) -> bytes | None:
+    """The file of what an attack fitted once, so that a resumed cell uses the same; None: nothing.
+
+    As of prompts, it must be on the disk before the rows of those whom it served.
+    """
+    if not ctx.memory:
+        return None
+    flat = {f"{key}/{name}": t for key, made in ctx.memory.items() for name, t in made.items()}
+    return save({name: t.contiguous() for name, t in flat.items()})
 
 
-def recall(ctx: Context, path: Path) -> None:
-    """Give the context back what `remember` stored, if there is anything."""
-    if path.is_file():
-        for name, tensor in _read(path)[0].items():
-            key, _, part = name.rpartition("/")
-            ctx.memory.setdefault(key, {})[part] = tensor
+def merged_memory(before: bytes | None, after: bytes) -> bytes:
+    """The file of what was fitted before and of what is new beside it; what was first stands."""
+    return after if before is None else save({**load(after), **load(before)})
+
+
+def recall(ctx: Context, memory: bytes) -> None:
+    """Give the context back what is in the file of `packed_memory`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        tensors = load(memory)
+    except SafetensorError as error:
+        raise InputError(f"cannot read what the attack fitted: {error}") from error
+    for name, tensor in tensors.items():
+        key, _, part = name.rpartition("/")
+        ctx.memory.setdefault(key, {})[part] = tensor
 
 
 def _edit(name: str, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, str]) -> Edit:
@@ -191,9 +209,3 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read the tensors in {path}: {error}") from error
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    files.write_bytes(path, save(tensors, metadata=plain))

@@ -10,14 +10,16 @@
     DIR/cells/NAME/failed.json     why the cell has a hole, until it succeeds
     DIR/defenses/NAME/             the adapter of a trained defense
     DIR/utility/NAME.json          what harmless tasks say of a defended model
+    DIR/progress.json              what the last command was to do and does, for `robench status`
+    DIR/logs/worker-N.log          what a worker in a process of its own printed
     DIR/.lock                      held by the process that writes
 
 `schema.py` says what stands in each of them.
 
 Whoever writes holds the folder: `with store.locked(): ...`. Nothing here takes the lock by itself.
-The tensors that a row cites are on the disk before the row is: callers save them
-(`artifacts.save_prompts`) and what was fitted (`artifacts.remember`), and only then append rows. A
-process that dies in between leaves tensors that nothing cites, never a row without its tensors.
+The tensors that a row cites are on the disk before the row is, and so is what was fitted
+(`RunStore.record`). A process that dies in between leaves tensors that nothing cites, never a row
+without its tensors.
 """
 
 import json
@@ -246,7 +248,7 @@ class RunStore:
 
     def done(self, cell: Cell) -> set[str]:
         """Ids of the behaviors whose rows are all written."""
-        return {row["behavior"] for row in _whole_rows(self.path(cell))}
+        return done_in(self.path(cell))
 
     def complete(self, cell: Cell) -> bool:
         """Whether every planned behavior is done and no failure stands."""
@@ -254,6 +256,31 @@ class RunStore:
         if not (path / "cell.json").is_file() or (path / "failed.json").is_file():
             return False
         return self.done(cell) >= set(cell.header["planned"])
+
+    def memory(self, cell: Cell) -> bytes | None:
+        """The file of what the cell's attack fitted once (`artifacts.packed_memory`), if any."""
+        path = self.path(cell) / "memo.safetensors"
+        return path.read_bytes() if path.is_file() else None
+
+    def record(
+        self,
+        cell: Cell,
+        rows: Sequence[Row],
+        tensors: tuple[str, bytes] | None = None,
+        memory: bytes | None = None,
+    ) -> None:
+        """Add all rows of some behaviors, after what they need is on the disk.
+
+        Args:
+            tensors: the name and the content of the file that the rows cite, if they cite one.
+            memory: the file of what the attack fitted, if it is new.
+        """
+        if tensors:
+            name, content = tensors
+            files.write_bytes(self.path(cell) / "tensors" / name, content)
+        if memory is not None:
+            files.write_bytes(self.path(cell) / "memo.safetensors", memory)
+        self.append(cell, rows)
 
     def append(self, cell: Cell, rows: Sequence[Row]) -> None:
         """Add all rows of some behaviors, behavior by behavior, in one write that reaches the disk.
@@ -417,6 +444,11 @@ class RunStore:
 
     def _utility_file(self, header: Mapping[str, Any]) -> Path:
         return self.folder / "utility" / f"{_defended_model_name(header)}.json"
+
+
+def done_in(path: Path) -> set[str]:
+    """Ids of the behaviors whose rows are all written in a cell's folder."""
+    return {row["behavior"] for row in _whole_rows(path)}
 
 
 def read_rows(path: Path) -> list[Row]:

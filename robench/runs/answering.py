@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -96,14 +95,14 @@ class Answerer:
     judges: Mapping[str, Judge]
 
     def rows(
-        self, costed: Sequence[Costed], target: ChatModel, tensors: Path, cell: Cell, ctx: Context
-    ) -> list[Row]:
-        """A row per attempt, ordered by behavior.
+        self, costed: Sequence[Costed], target: ChatModel, tensors: str, cell: Cell, ctx: Context
+    ) -> tuple[list[Row], bytes | None]:
+        """A row per attempt, ordered by behavior, and the file of their soft prompts and edits.
 
         Args:
             costed: the attempts.
             target: the defended model, which replies.
-            tensors: the file for soft prompts and edits.
+            tensors: the name of that file; there is none where no attempt has any.
             ctx: whose seed draws replies.
         """
         attempts = [made.attempt for made in costed]
@@ -112,7 +111,7 @@ class Answerer:
         scores = self._scores(behaviors, replies)
         samples = self._samples(attempts, target, cell, ctx)
         surprise = self._surprise(behaviors, replies, target)
-        keys = artifacts.save_prompts([attempt.prompt for attempt in attempts], tensors)
+        keys, content = artifacts.packed_prompts([a.prompt for a in attempts], tensors)
         rows = [
             {
                 **_described(attempt, target),
@@ -129,7 +128,7 @@ class Answerer:
             }
             for i, (attempt, seconds, tflop) in enumerate(costed)
         ]
-        return sorted(rows, key=lambda row: row["behavior"])  # type: ignore[arg-type]
+        return sorted(rows, key=lambda row: row["behavior"]), content  # type: ignore[arg-type]
 
     def _scores(
         self, behaviors: Sequence[Behavior], replies: Sequence[Reply]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
@@ -13,20 +12,12 @@ from robench.methods.faults import blamed, of
 from robench.methods.registry import Method, resolve
 from robench.results.schema import BENIGN, HARMLESS_ROLES, Header
 from robench.results.store import Cell
+from robench.runs.chunks import ChunkSize
 from robench.runs.run_texts import RunTexts
+from robench.runs.tasks import Group
 from robench.runs.variants import variants
 
 UNVERIFIED = "reimplementation, unverified"
-CHUNK = 32  # behaviors that an attack receives at once
-
-
-@dataclass(frozen=True)
-class Group:
-    """The cells of one defense with one seed, each with its attack."""
-
-    defense: Method
-    seed: int
-    cells: tuple[tuple[Cell, Method], ...]
 
 
 def groups_of(
@@ -34,19 +25,22 @@ def groups_of(
     attacks: Sequence[Method],
     defenses: Sequence[Method],
     texts: RunTexts,
+    size: ChunkSize,
 ) -> tuple[Group, ...]:
     """Every defense and seed with its cells: the harmless requests first, then the attacks.
 
     Args:
         shared: what all headers have in common, `model` and `seeds` among it.
+        size: of chunks.
     """
     harmless = [resolve("attack", "direct")._replace(name=BENIGN), *variants()]
+    sizes = {attack.name: size.of(attack) for attack in (*harmless, *attacks)}
     return tuple(
         Group(
             defense,
             seed,
             tuple(
-                (_cell(shared, attack, defense, seed, texts), attack)
+                (_cell(shared, attack, defense, seed, texts, sizes[attack.name]), attack)
                 for attack in (*harmless, *attacks)
             ),
         )
@@ -60,7 +54,12 @@ def _source(method: Method) -> str:
 
 
 def _cell(
-    shared: Mapping[str, Any], attack: Method, defense: Method, seed: int, texts: RunTexts
+    shared: Mapping[str, Any],
+    attack: Method,
+    defense: Method,
+    seed: int,
+    texts: RunTexts,
+    chunk: int,
 ) -> Cell:
     role = BENIGN if attack.name == BENIGN else getattr(attack.instance, "role", "attack")
     behaviors = texts.benign if role in HARMLESS_ROLES else texts.behaviors
@@ -79,6 +78,6 @@ def _cell(
         "role": role,
         "seed": seed,
         "planned": [behavior.id for behavior in behaviors],
-        "chunk": CHUNK,
+        "chunk": chunk,
     }
     return Cell(shared["model"], defense.name, attack.name, seed, cast(Header, header))

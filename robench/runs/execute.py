@@ -1,185 +1,267 @@
 """The straight line: apply each defense, run each attack, reply, judge, store.
 
-Cells are grouped by defense and seed, so each defense is put on once.
+The driver gives the tasks of a run to workers and writes what they bring; nobody else writes to the
+run's folder, but a single worker in this process, which trains in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from robench.errors import Failure, InputError
-from robench.methods.contract import refusal
-from robench.methods.faults import blame, class_of, is_ours, line_of, of
+from robench.errors import Failure
 from robench.methods.registry import EXTERNAL, Method
-from robench.model.chat_model import ChatModel
-from robench.results import artifacts
-from robench.results.schema import HARMLESS_ROLES
+from robench.results.artifacts import merged_memory
 from robench.results.store import Cell, RunStore
-from robench.runs.answering import Answerer, BrokenContract, attempts_of
-from robench.runs.cells import Group
+from robench.results.trainings import RECORD
+from robench.runs.journal import Journal
+from robench.runs.pool import Pool
 from robench.runs.progress import Progress
-from robench.runs.run_texts import RunTexts, lacking
-from robench.texts.refusals import refused
-from robench.training.adapters import RECORD
-from robench.types import Context, Judge
+from robench.runs.schedule import Schedule
+from robench.runs.tasks import (
+    Answered,
+    Chunk,
+    Failed,
+    Group,
+    Lost,
+    Result,
+    Task,
+    Trained,
+    Training,
+    Unfitted,
+    tensors_name,
+    write_adapter,
+)
+
+Forecasts = tuple[Mapping[str, float], Mapping[str, float]]
+AGAIN = 3  # times that a task is given to another worker after the loss of one
 
 
-@dataclass(frozen=True)
+@dataclass
+class _Open:
+    """A cell that is left to do.
+
+    done:   ids of the behaviors whose rows are on the disk
+    memory: the file of what it fitted, and `shared`, what workers get it by
+    """
+
+    cell: Cell
+    attack: Method
+    done: set[str]
+    memory: bytes | None = None
+    shared: Any = None
+    begun: bool = False
+    failed: bool = False
+
+    @property
+    def starts(self) -> list[int]:
+        return chunks_left(self.cell, self.done)
+
+
+def chunks_left(cell: Cell, done: set[str]) -> list[int]:
+    """The first behavior of each chunk of a cell that is not done whole.
+
+    Args:
+        done: ids of the behaviors whose rows are on the disk.
+    """
+    planned, size = cell.header["planned"], cell.header["chunk"]
+    starts = range(0, len(planned), size)
+    return [start for start in starts if not done.issuperset(planned[start : start + size])]
+
+
+@dataclass
 class Execution:
-    """What all cells of a run share while they are worked on.
+    """What is left of a run, while it is worked on.
 
-    tune_judge: which of the judges attacks choose their settings by
-    helper:     loads a helper model by its name
+    groups:     with the cells that are left to do
+    seconds:    forecast, of cells and of trainings, as of `Schedule.of`
     keep_going: whether a cell that fails by an unexpected error becomes a hole
     info:       how cells are answered, for their records
+    journal:    tells others how far the run is
     """
 
     store: RunStore
-    texts: RunTexts
-    base: ChatModel
-    judges: Mapping[str, Judge]
-    tune_judge: str
-    helper: Callable[[str], ChatModel]
+    groups: Sequence[Group]
+    seconds: Forecasts
+    pool: Pool
+    progress: Progress
     keep_going: bool
     info: Mapping[str, Any]
+    journal: Journal
 
-    def run(self, groups: Sequence[Group], progress: Progress) -> None:
-        """Work on all cells of some groups; what is already stored is not done again."""
-        for group in groups:
-            if group.cells:
-                self._group(group, progress)
+    _cells: dict[str, _Open] = field(init=False)
+    _schedule: Schedule = field(init=False)
+    _adapters: dict[int, Any] = field(default_factory=dict)
+    _of_groups: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _out: set[Task] = field(default_factory=set)
+    _losses: Counter[Task] = field(default_factory=Counter)
 
-    def _group(self, group: Group, progress: Progress) -> None:
-        """All cells of one defense; a defense that fails is a hole in each of them."""
-        with ExitStack() as stack:
-            try:
-                self._check_texts(group.defense)
-                ctx = self._context(group.seed)
-                cache = self.store.adapter(group.cells[0][0].header)
-                progress.training(group)
-                target = stack.enter_context(_applied(group.defense, self.base, ctx, cache))
-                _check_target(group.defense, target)
-            except (Exception, SystemExit) as error:
-                for cell, _ in group.cells:
-                    self.store.open(cell, self.info)
-                    self._hole(cell, f"defense {group.defense.name}: {one_line(error)}", progress)
-                self._raise_unless_expected(group.defense, error)
-                return
-            info = {
-                **self.info,
-                "defense_reference": group.defense.base,
-                **_training(cache, group.defense.tier == EXTERNAL),
-            }
-            for cell, attack in group.cells:
-                self._cell(cell, attack, target, info, progress)
+    def __post_init__(self) -> None:
+        cells = [pair for group in self.groups for pair in group.cells]
+        self._cells = {c.name: _Open(c, attack, self.store.done(c)) for c, attack in cells}
+        starts = {name: opened.starts for name, opened in self._cells.items()}
+        self._schedule = Schedule.of(self.groups, starts, *self.seconds, self.pool.count == 1)
 
-    def _cell(
-        self,
-        cell: Cell,
-        attack: Method,
-        target: ChatModel,
-        info: Mapping[str, Any],
-        progress: Progress,
-    ) -> None:
-        """One cell; if it fails it is a hole."""
-        progress.begin(cell)
-        self.store.open(cell, {**info, "attack_reference": attack.base})
-        self.store.clear_failure(cell)
-        try:
-            self._check_texts(attack)
-            self._chunks(cell, attack, target)
-        except (Exception, SystemExit) as error:
-            self._hole(cell, one_line(error), progress)
-            self._raise_unless_expected(attack, error)
-        else:
-            progress.end(cell)
+    def run(self) -> None:
+        """Work on all cells; what is already stored is not done again."""
+        while not self._schedule.finished:
+            for slot in self.pool.idle():
+                task = self._schedule.next(slot.group)
+                if task is None:
+                    break
+                self._give(slot.worker, task)
+            self._note()
+            for task, result in self.pool.wait():
+                self._take(task, result)
+        self._note(at_once=True)
 
-    def _chunks(self, cell: Cell, attack: Method, target: ChatModel) -> None:
-        """Redo each unfinished chunk of behaviors whole; add the rows of those not yet written."""
-        harmless = cell.header["role"] in HARMLESS_ROLES
-        behaviors = self.texts.benign if harmless else self.texts.behaviors
-        done = self.store.done(cell)
-        ctx = self._context(cell.seed)
-        memo = self.store.path(cell) / "memo.safetensors"
-        artifacts.recall(ctx, memo)
-        answerer = Answerer(self.base, self.judges)
-        size = cell.header["chunk"]
-        for start in range(0, len(behaviors), size):
-            chunk = behaviors[start : start + size]
-            waiting = {behavior.id for behavior in chunk} - done
-            if not waiting:
-                continue
-            costed = attempts_of(attack, target, chunk, ctx)
-            tensors = self.store.path(cell) / "tensors" / f"{start:05d}.safetensors"
-            rows = answerer.rows(costed, target, tensors, cell, ctx)
-            artifacts.remember(ctx, memo)
-            self.store.append(cell, [row for row in rows if row["behavior"] in waiting])
+    def _note(self, at_once: bool = False) -> None:
+        standing = self.pool.standing()
+        running = [
+            task.cell
+            if isinstance(task, Chunk)
+            else f"training {self.groups[task.group].defense.name}"
+            for task in self._out
+        ]
+        self.progress.workers(standing)
+        self.journal.note(running, standing, at_once)
 
-    def _context(self, seed: int) -> Context:
-        texts = self.texts
-        return Context(
-            references=texts.references,
-            tune=texts.tune,
-            examples=texts.examples,
-            judge=self.judges[self.tune_judge],
-            refused=partial(refused, phrases="harmbench"),
-            seed=seed,
-            model=self.helper,
-        )
-
-    def _check_texts(self, method: Method) -> None:
-        reason = lacking(method, self.texts) or refusal(method, self.texts.behaviors)
-        if reason:
-            raise Failure(reason)
-
-    def _hole(self, cell: Cell, reason: str, progress: Progress) -> None:
-        self.store.fail(cell, reason)
-        progress.hole(cell, reason)
-
-    def _raise_unless_expected(self, method: Method, error: BaseException) -> None:
-        """End the run by an error of the disk, of the user or of a program, unless it is to go on.
-
-        An error inside a method that does not come with robench is its author's: one line.
-        """
-        if isinstance(error, (OSError, InputError)):
-            raise error
-        if self.keep_going or isinstance(error, (Failure, torch.OutOfMemoryError)):
+    def _give(self, worker: int, task: Task) -> None:
+        """Hand a task to a worker, with what it needs besides."""
+        self._out.add(task)
+        if task.group not in self._adapters:
+            self._adapters[task.group] = self.pool.share_adapter(self._folder(task.group))
+        adapter = self._adapters[task.group]
+        if isinstance(task, Training):
+            self.progress.training(self.groups[task.group])
+            self.pool.submit(worker, task, adapter)
             return
-        if not is_ours(method.instance):
-            if isinstance(error, BrokenContract):
-                raise InputError(f"{error} ({class_of(method.instance)})") from error
-            if line_of(method.instance, error):
-                raise InputError(blame(*of(method), error)) from error
-        raise error
+        opened = self._cells[task.cell]
+        self._begin(opened, self._of_groups[task.group])
+        self.pool.submit(worker, task, adapter, opened.shared)
 
+    def _take(self, task: Task, result: Result) -> None:
+        """Store what a worker brought; what comes twice counts once."""
+        if task not in self._out:
+            return
+        self._out.remove(task)
+        if isinstance(result, Lost):
+            self._lost(task, result)
+        elif isinstance(task, Training):
+            self._trained(task, result)
+        else:
+            self._answered(task, result)
 
-def _applied(
-    defense: Method, base: ChatModel, ctx: Context, cache: Path
-) -> AbstractContextManager[Any]:
-    """What a defense's `applied` gives, held to its contract."""
-    manager = defense.instance.applied(base, ctx, cache)
-    if not isinstance(manager, AbstractContextManager):
-        raise BrokenContract(
-            f"defense {defense.name} breaks its contract: applied gives {type(manager).__name__}, "
-            "no context manager: put @contextmanager above it"
-        )
-    return manager
+    def _trained(self, task: Training, result: Result) -> None:
+        group = self.groups[task.group]
+        self._schedule.trained(task)
+        self.progress.trained(group)
+        if isinstance(result, Failed):
+            self._no_defense(task.group, result)
+            return
+        assert isinstance(result, Trained)
+        if result.adapter:
+            write_adapter(result.adapter, self._folder(task.group))
+            self._adapters[task.group] = self.pool.share_adapter(self._folder(task.group))
+        self._of_groups[task.group] = {
+            **self.info,
+            "defense_reference": group.defense.base,
+            **_training(self._folder(task.group), group.defense.tier == EXTERNAL),
+        }
+        for cell, _ in group.cells:
+            opened = self._cells[cell.name]
+            if not opened.starts:  # its rows are there, and an earlier failure stands
+                self._begin(opened, self._of_groups[task.group])
+                self.progress.end(cell)
 
+    def _answered(self, task: Chunk, result: Result) -> None:
+        opened = self._cells[task.cell]
+        if isinstance(result, Unfitted):
+            self._schedule.back(task, blocked=True)
+            return
+        self._schedule.done(task)
+        if isinstance(result, Failed):
+            self._fail(opened, result)
+            return
+        assert isinstance(result, Answered)
+        self._store(opened, task, result)
+        if self._schedule.by_name[task.cell].finished and not opened.failed:
+            self.progress.end(opened.cell)
 
-def _check_target(defense: Method, target: Any) -> None:
-    if not isinstance(target, ChatModel):
-        raise BrokenContract(
-            f"defense {defense.name} breaks its contract: it yields an object of type "
-            f"{type(target).__name__}, no ChatModel"
-        )
+    def _store(self, opened: _Open, task: Chunk, answered: Answered) -> None:
+        """Write the rows of those behaviors that have none yet, after what they need."""
+        memory = None
+        if answered.memory is not None:
+            memory = merged_memory(opened.memory, answered.memory)
+            opened.memory, opened.shared = memory, self.pool.share(memory)
+        tensors = (tensors_name(task.start), answered.tensors) if answered.tensors else None
+        rows = [row for row in answered.rows if row["behavior"] not in opened.done]
+        self.store.record(opened.cell, rows, tensors, memory)
+        opened.done.update(row["behavior"] for row in rows)
+        self.progress.chunk(opened.cell)
+
+    def _lost(self, task: Task, lost: Lost) -> None:
+        """Have a task done again, or leave a hole where too many workers were lost over it."""
+        self._losses[task] += 1
+        given_up = self._losses[task] > AGAIN
+        if isinstance(task, Training):
+            self._schedule.train_again(task)
+        else:
+            self._schedule.back(task)
+        if not given_up:
+            return
+        reason = f"{lost.reason}, {self._losses[task]} times"
+        failed = Failed(reason, Failure(reason), hole=True)
+        if isinstance(task, Training):
+            self._schedule.trained(task)
+            self._no_defense(task.group, failed)
+        else:
+            self._fail(self._cells[task.cell], failed)
+
+    def _begin(self, opened: _Open, info: Mapping[str, Any]) -> None:
+        """Open a cell's folder, once."""
+        if opened.begun:
+            return
+        opened.begun = True
+        self.progress.begin(opened.cell)
+        self.store.open(opened.cell, {**info, "attack_reference": opened.attack.base})
+        self.store.clear_failure(opened.cell)
+        opened.memory = self.store.memory(opened.cell)
+        if opened.memory is not None:
+            opened.shared = self.pool.share(opened.memory)
+            self._schedule.by_name[opened.cell.name].fitted = True
+
+    def _no_defense(self, number: int, failed: Failed) -> None:
+        """A defense that fails is a hole in each of its cells."""
+        for cell, _ in self.groups[number].cells:
+            self.store.open(cell, self.info)
+            self._hole(self._cells[cell.name], failed.reason)
+        self._raise_unless_expected(failed)
+
+    def _fail(self, opened: _Open, failed: Failed) -> None:
+        if not opened.failed:
+            self._hole(opened, failed.reason)
+        self._raise_unless_expected(failed)
+
+    def _hole(self, opened: _Open, reason: str) -> None:
+        opened.failed = True
+        self._schedule.give_up(opened.cell.name)
+        self.store.fail(opened.cell, reason)
+        self.progress.hole(opened.cell, reason)
+
+    def _raise_unless_expected(self, failed: Failed) -> None:
+        """End the run by an error, unless it is to go on."""
+        if failed.always or not (self.keep_going or failed.hole):
+            raise failed.error
+
+    def _folder(self, group: int) -> Path:
+        """The folder of the adapter of a group's defense."""
+        return self.store.adapter(self.groups[group].cells[0][0].header)
 
 
 def _training(cache: Path, external: bool) -> dict[str, float | None]:
@@ -191,11 +273,3 @@ def _training(cache: Path, external: bool) -> dict[str, float | None]:
     stored = yaml.safe_load(record.read_text("utf-8"))
     of_training = {key: stored[key] for key in ("train_seconds", "train_tflop")}
     return {**of_training, "linear_share": stored["linear_weights"]["share_reached"]}
-
-
-def one_line(error: BaseException) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, Failure):
-        return lines[0]
-    return f"{type(error).__name__}: {lines[0]}"

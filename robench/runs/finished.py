@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from robench.methods.registry import load_class
 from robench.model import loading
 from robench.model.chat_model import ChatModel
 from robench.results.store import RunStore
+from robench.runs.base import load_base
 from robench.runs.devices import choose_device
 from robench.runs.question import ModelSpec
 from robench.types import Context, Defense
@@ -57,21 +57,8 @@ class FinishedRun:
                 f"{files.name} is not the model of {store.folder}: its weights or its chat "
                 "template have changed, or --chat-template or --trust-remote-code differ"
             )
-        load = partial(
-            loading.load_model,
-            device=choose_device(spec.device, spec.device_map),
-            dtype=question["dtype"],
-            device_map=spec.device_map,
-        )
-        base = load(
-            files,
-            system=question["system"],
-            template_args=question["template_args"],
-            max_new_tokens=question["max_new_tokens"],
-            max_thinking_tokens=question["max_thinking_tokens"],
-        )
-        # the base model and one more in memory
-        return cls(store, base, lru_cache(1)(lambda name: load(loading.find_model(name))))
+        device = choose_device(spec.device, spec.device_map)
+        return cls(store, *load_base(files, question, device, spec.device_map))
 
     @contextmanager
     def defended(self, header: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[ChatModel]:

@@ -35,9 +35,10 @@ from robench.model.chat import Chat
 from robench.model.chat_model import count_parameters
 from robench.model.hooks import blocks
 from robench.results.schema import HARMLESS_ROLES
-from robench.runs.cells import Group
+from robench.runs.chunks import CHUNK
 from robench.runs.progress import duration
 from robench.runs.run_texts import RunTexts
+from robench.runs.tasks import Group
 from robench.training.corpus import tokenise
 from robench.training.linear_maps import LinearMaps
 from robench.types import Behavior, Forecast, Lengths, user
@@ -56,7 +57,6 @@ class Setup:
     device, dtype:  of the model
     max_new_tokens: the length of replies, thoughts included
     samples:        drawn replies to a final attempt
-    chunk:          behaviors that an attack receives at once
     rate:           sustained TFLOP/s of the device
     how:            where `rate` comes from
     """
@@ -65,7 +65,6 @@ class Setup:
     dtype: str
     max_new_tokens: int
     samples: int
-    chunk: int
     rate: float = 1.0
     how: str = "as given"
 
@@ -110,12 +109,15 @@ class Estimate:
         self.tested, self.trained = _lengths(chat, texts, setup, self.shape.depth)
         self.downloaded = sum(file.stat().st_size for file in found.folder.glob("*.safetensors"))
 
-    def cell(self, attack: Any, behaviors: int, benign: bool, rank: int = 0) -> Cost | None:
+    def cell(
+        self, attack: Any, behaviors: int, benign: bool, rank: int = 0, chunk: int = CHUNK
+    ) -> Cost | None:
         """Of an attack on so many behaviors, None where it does not say.
 
         Args:
             benign: whether these are harmless requests, to which no replies are drawn.
             rank: of the adapter that the model wears.
+            chunk: behaviors that the attack receives at once.
         """
         if not hasattr(attack, "forecast"):
             return None
@@ -124,7 +126,7 @@ class Estimate:
         tokens = found.forward_tokens + found.backward_tokens
         answered = lengths.prompt + lengths.reply
         drawn = 0 if benign else setup.samples
-        together = min(behaviors, setup.chunk)
+        together = min(behaviors, chunk)
         at_once = 1 if found.once else together
         forward, backward = (
             min(shape.tokens, at_once * part // max(1, found.steps))
@@ -262,9 +264,9 @@ def forecast(groups: Sequence[Group], estimate: Estimate) -> pd.DataFrame:
             rows.append(_row((defense.name, TRAINING, group.seed, first.name), cost, estimate))
         for cell, attack in group.cells:
             benign = cell.header["role"] in HARMLESS_ROLES
-            planned = len(cell.header["planned"])
+            planned, chunk = len(cell.header["planned"]), cell.header["chunk"]
             with blamed(*of(attack)):
-                cost = estimate.cell(attack.instance, planned, benign, rank)
+                cost = estimate.cell(attack.instance, planned, benign, rank, chunk)
             rows.append(_row((cell.defense, cell.attack, cell.seed, cell.name), cost, estimate))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame.attrs["estimate"] = estimate
@@ -277,6 +279,17 @@ def _row(place: tuple[str, str, int, str], cost: Cost | None, estimate: Estimate
     seconds = (cost.tflop + cost.replies) / estimate.setup.rate
     memory, disk = cost.memory / GIB, cost.disk / GIB
     return [*place, cost.steps, cost.tflop, cost.replies, seconds, memory, disk]
+
+
+def seconds_of(expected: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
+    """The times of cells, and of trainings by their first cell, where they are forecast."""
+    known = expected.dropna(subset="seconds")
+    trained = known["attack"] == TRAINING
+    cells, trainings = (
+        {str(row["cell"]): float(row["seconds"]) for row in part.to_dict("records")}
+        for part in (known[~trained], known[trained])
+    )
+    return cells, trainings
 
 
 def summary(expected: pd.DataFrame) -> str:

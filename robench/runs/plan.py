@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,23 +28,29 @@ from robench.model.thoughts import THINKING
 from robench.results.schema import HARMLESS_ROLES, Info, Suite
 from robench.results.store import Cell, RunStore
 from robench.results.tables import tables
-from robench.runs.cells import CHUNK, Group, groups_of
+from robench.runs.cells import groups_of
+from robench.runs.chunks import ChunkSize
 from robench.runs.devices import choose_device, default_dtype, hardware
+from robench.runs.journal import Journal
 from robench.runs.known import replies_of
 from robench.runs.matrices import Matrix
 from robench.runs.outcome import Outcome
-from robench.runs.progress import Progress
+from robench.runs.progress import ManyProgress, Progress
 from robench.runs.protocols import with_protocol
 from robench.runs.question import ModelSpec, Question
 from robench.runs.rates import expected, given
 from robench.runs.run_texts import RunTexts, gather, lacking, with_companions
+from robench.runs.tasks import Group
 from robench.texts import geography
-from robench.types import Behavior, Judge, reads_content, user
+from robench.types import Judge, reads_content, user
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from robench.model.chat import Chat
+    from robench.runs.pool import Pool
+    from robench.runs.tasks import About
+    from robench.runs.workers import Workers
 
 PACKAGES = ("robench", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -167,7 +174,7 @@ class Plan:
         replies = self.question.replies
         length = self.shared["max_new_tokens"]
         length += self.shared["max_thinking_tokens"] if chat.may_think else 0
-        setup = Setup(spec.device, spec.dtype, length, replies.samples, CHUNK, *rate)
+        setup = Setup(spec.device, spec.dtype, length, replies.samples, *rate)
         estimate = Estimate(self.files, replies.system, self.texts, setup, replies.template_args)
         return forecast(self.groups if groups is None else groups, estimate)
 
@@ -192,6 +199,7 @@ class Plan:
         keep_going: bool = False,
         replace: bool = False,
         tflops: float | None = None,
+        workers: Workers | None = None,
     ) -> Outcome:
         """Ask what the folder does not hold yet, and write its tables.
 
@@ -200,6 +208,7 @@ class Plan:
             keep_going: whether a cell that fails by an unexpected error becomes a hole.
             replace: whether cells of changed methods are run again in the place of the old ones.
             tflops: as for `forecast`.
+            workers: many, by Ray; by default one in this process.
 
         Raises:
             InputError: the folder holds another question or is in use.
@@ -226,7 +235,7 @@ class Plan:
             for note in notes:
                 print(f"note: {note}", flush=True)
             if any(group.cells for group in pending):
-                self._execute(store, pending, keep_going, tflops)
+                self._execute(store, pending, keep_going, tflops, workers)
             tables([store.folder], page=True)
         return Outcome.of(store, cells, *(f"note: {advice}" for advice in self._advice(store)))
 
@@ -243,55 +252,79 @@ class Plan:
         ]
 
     def _execute(
-        self, store: RunStore, pending: Sequence[Group], keep_going: bool, tflops: float | None
+        self,
+        store: RunStore,
+        pending: Sequence[Group],
+        keep_going: bool,
+        tflops: float | None,
+        workers: Workers | None,
     ) -> None:
-        from robench.runs.execute import Execution
-        from robench.runs.forecast import summary
+        from robench.runs.execute import Execution, chunks_left
+        from robench.runs.forecast import seconds_of, summary
 
+        pending = [group for group in pending if group.cells]
         expected = self.forecast(pending, tflops)
         print(summary(expected), flush=True)
-        spec, replies = self.question.model, self.question.replies
-        load = partial(
-            loading.load_model,
+        times = seconds_of(expected)
+        weights = added(*times)
+        done = {cell.name: store.done(cell) for group in pending for cell, _ in group.cells}
+        counts = {name: len(ids) for name, ids in done.items()}
+        with ExitStack() as stack:
+            pool = stack.enter_context(self._pool(store, pending, workers, stack))
+            info = self._info(pool.about()[0])
+            shown = Progress(pending, weights)
+            if workers:
+                cells = [cell for group in pending for cell, _ in group.cells]
+                chunks = {cell.name: len(chunks_left(cell, done[cell.name])) for cell in cells}
+                shown = ManyProgress(pending, weights, chunks)
+            progress = stack.enter_context(shown)
+            journal = Journal(store.folder, pending, weights, counts)
+            run = Execution(store, pending, times, pool, progress, keep_going, info, journal)
+            run.run()
+
+    def _pool(
+        self,
+        store: RunStore,
+        pending: Sequence[Group],
+        workers: Workers | None,
+        stack: ExitStack,
+    ) -> Pool:
+        """Whoever works: one worker here, or many behind Ray, which ends with `stack`."""
+        from robench.runs.pool import InProcess
+        from robench.runs.worker import Job, Worker
+
+        spec = self.question.model
+        job = Job(
+            asked=self.shared,
             device=str(spec.device),
-            dtype=str(spec.dtype),
             device_map=spec.device_map,
-        )
-        base = load(
-            self.files,
-            system=replies.system,
-            template_args=replies.template_args,
-            max_new_tokens=self.shared["max_new_tokens"],
-            max_thinking_tokens=self.shared["max_thinking_tokens"],
-        )
-        _preflight(self.judges, self.texts.behaviors[0])
-        execution = Execution(
-            store=store,
             texts=self.texts,
-            base=base,
             judges=self.judges,
             tune_judge=self.shared["tune_judge"],
-            helper=lru_cache(1)(lambda name: load(loading.find_model(name))),  # base and one more
-            keep_going=keep_going,
-            info=self._info(base),
+            groups=pending,
         )
-        seconds = expected.groupby("cell")["seconds"].sum(min_count=1).dropna()
-        weights = {str(cell): float(value) for cell, value in seconds.items()}
-        with Progress(pending, weights) as progress:
-            execution.run(pending, progress)
+        if workers is None:
+            return InProcess(Worker.load(job, self.files), store)
+        from robench.runs.ray_pool import RayPool
+        from robench.runs.worker_setup import environment, setup_of
 
-    def _info(self, base: Any) -> Info:
+        room = stack.enter_context(workers.connected(str(spec.device)))
+        setup = setup_of(job, spec, self.files, _versions(), room.workers)
+        logs = store.folder / "logs"
+        return RayPool(room, setup, environment(self.judges.values()), logs, workers.timeout)
+
+    def _info(self, worker: About) -> Info:
         """How the cells are answered, for their records."""
         spec = self.question.model
         return {
             "suite": self.suite,
             "harness_version": version("robench"),
             "versions": _versions(),
-            "device": hardware(spec.device or ""),
+            "device": worker.device,
             "device_map": spec.device_map,
-            "threads": torch.get_num_threads(),
+            "threads": worker.threads,
             "commit": self.files.commit,
-            "attention": base.network.config._attn_implementation,
+            "attention": worker.attention,
             "judges": {name: judges.circumstances(judge) for name, judge in self.judges.items()},
         }
 
@@ -337,8 +370,15 @@ def plan(question: Question) -> Plan:
         texts=texts,
         judges=chosen_judges,
         shared=shared,
-        groups=groups_of(shared, attacks, defenses, texts),
+        groups=groups_of(shared, attacks, defenses, texts, _chunk_size(files, texts, shared)),
     )
+
+
+def _chunk_size(files: loading.ModelFiles, texts: RunTexts, shared: Mapping[str, Any]) -> ChunkSize:
+    weights = sum(file.stat().st_size for file in files.folder.glob("*.safetensors"))
+    harmful = sum(b.harmful for b in texts.references)
+    references = harmful, len(texts.references) - harmful, len(texts.tune)
+    return ChunkSize(weights, texts.behaviors, shared["max_new_tokens"], references)
 
 
 def find_base(spec: ModelSpec) -> loading.ModelFiles:
@@ -441,23 +481,9 @@ def judge_device(question: Question) -> str:
     return choose_device(wanted) if wanted else str(device)
 
 
-def _preflight(chosen_judges: Mapping[str, Judge], behavior: Behavior) -> None:
-    """Let every judge score a reply, so that one that cannot be loaded costs no attack its work.
-
-    Raises:
-        InputError: its model does not fit into the memory or cannot be read.
-    """
-    from robench.runs.execute import one_line
-
-    for name, judge in chosen_judges.items():
-        try:
-            judges.scores(name, judge, [behavior], ["No."])
-        except (torch.OutOfMemoryError, OSError) as error:
-            raise InputError(
-                f"judge {name} cannot be loaded besides the model: {one_line(error)}; put it on "
-                "another device with --judge-device, or run with --judges keyword and let it judge "
-                f"afterwards: robench judge DIR --judges {name}"
-            ) from error
+def added(some: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """The sum of two kinds of numbers by name."""
+    return {name: some.get(name, 0.0) + others.get(name, 0.0) for name in {**some, **others}}
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from robench import console
 from robench.runs.outcome import Outcome
 from robench.runs.plan import plan
 from robench.runs.question import OPTIONS, Question
+from robench.runs.workers import Workers
 
 
 def run(
@@ -18,6 +19,9 @@ def run(
     keep_going: bool = False,
     replace: bool = False,
     tflops: float | None = None,
+    workers: int | str | None = None,
+    gpus_per_worker: float | None = None,
+    chunk_timeout: float | None = None,
     **options: Any,
 ) -> Outcome:
     """Cross every attack with every defense; what is already in the folder is not done again.
@@ -32,14 +36,19 @@ def run(
         keep_going: whether a cell that fails by an unexpected error becomes a hole.
         replace: whether cells of changed methods are run again in the place of the old ones.
         tflops: sustained TFLOP/s of the device, for the forecast.
+        workers: how many, each in a process of its own; "auto", one per GPU; or the address of a
+            Ray cluster. By default one in this process.
+        gpus_per_worker: by default 1; less than that to share GPUs.
+        chunk_timeout: seconds after which a worker that hangs is replaced.
         options: the fields of `Question`, as `robench run --help` lists them.
 
     Raises:
         InputError: something asked for does not exist or does not fit.
     """
     console.forgive()
+    many = Workers.of(workers, gpus_per_worker, chunk_timeout)
     planned = plan(Question.of(**options))
-    return planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops)
+    return planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops, workers=many)
 
 
 def _signature() -> inspect.Signature:

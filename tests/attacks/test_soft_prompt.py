@@ -293,7 +293,7 @@ def test_the_universal_gradient_is_the_mean_of_the_individual_ones(sign):
         torch.testing.assert_close(attempt.prompt.soft, expected, atol=1e-6, rtol=0)
 
 
-def test_universal_vectors_are_fitted_once_and_kept(tmp_path):
+def test_universal_vectors_are_fitted_once_and_kept():
     model, ctx = tiny(), tiny_context()
     settings = {"steps": 4, "snapshots": 2, "configs": (("!!", 0.01, 0.0), ("!!!!", 0.01, 0.0))}
     first = universal(model, ctx, **settings)
@@ -303,10 +303,10 @@ def test_universal_vectors_are_fitted_once_and_kept(tmp_path):
     assert [len(a.trace) for a in first] == [a.step for a in first]
     assert first[-1].trace[-1] < first[-1].trace[0]
     assert torch.equal(first[0].prompt.soft, first[1].prompt.soft)
-    assert artifacts.save_prompts([a.prompt for a in first], tmp_path / "prompts.safetensors")
-    artifacts.remember(ctx, tmp_path / "memo.safetensors")
+    assert artifacts.packed_prompts([a.prompt for a in first], "prompts.safetensors")[1]
+    memory = artifacts.packed_memory(ctx)
     resumed, spent = tiny_context(), model.usage.forward_tokens
-    artifacts.recall(resumed, tmp_path / "memo.safetensors")
+    artifacts.recall(resumed, memory)
     again = universal(model, resumed, **settings)
     assert model.usage.forward_tokens == spent
     for one, other in zip(first, again, strict=True):

@@ -10,7 +10,7 @@ import torch
 from robench.errors import InputError
 from robench.methods.registry import load_class
 from robench.methods.storable import memory_problem, prompt_problem
-from robench.results.artifacts import save_prompts
+from robench.results.artifacts import packed_prompts
 from robench.testing import Report, check, judge_problems, tiny
 
 PREFILLING = f"{Path(__file__).parents[2] / 'attacks' / 'prefilling.py'}:Prefilling"
@@ -213,12 +213,12 @@ def test_the_check_passes_no_prompt_that_a_run_cannot_store(written, problem, pr
         "Prompt(user('a'), edits=(Half(scale=torch.ones(3)), Half(scale=(1, 'a', None))))",
     ],
 )
-def test_what_the_check_takes_is_stored(written, prompt, tmp_path):
+def test_what_the_check_takes_is_stored(written, prompt):
     assert prompts(written, prompt) == ([], [])
     names = vars(sys.modules[load_class("attack", "./mine.py:Mine").__module__])
     made = eval(prompt, names)
     assert prompt_problem(made, tiny().width) == ""
-    save_prompts([made], tmp_path / "tensors.safetensors")
+    packed_prompts([made], "tensors.safetensors")
 
 
 def test_names_of_what_is_memorised_can_be_read_back():

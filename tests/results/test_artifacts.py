@@ -19,7 +19,7 @@ from robench import cli, files, load_prompt, load_rows
 from robench.errors import InputError
 from robench.methods.registry import load_class
 from robench.model.loading import find_model, load_model
-from robench.results.artifacts import read_prompt, save_prompts
+from robench.results.artifacts import packed_prompts, read_prompt
 from robench.types import GAP, Prompt, user
 
 CELL = "none__mine__0-0123456789"
@@ -34,7 +34,9 @@ def folder(tmp_path: Path) -> Path:
 
 def stored(folder: Path, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Save prompts as those of a chunk; the rows that `load_rows` would give of them."""
-    keys = save_prompts(prompts, folder / "cells" / CELL / "tensors" / "00032.safetensors")
+    keys, content = packed_prompts(prompts, "00032.safetensors")
+    if content:
+        files.write_bytes(folder / "cells" / CELL / "tensors" / "00032.safetensors", content)
     artifacts = [
         {"messages": list(prompt.messages), "tensors": key}
         for prompt, key in zip(prompts, keys, strict=True)

@@ -22,7 +22,7 @@ from robench.runs.run_texts import gather
 from robench.testing import FAMILIES, tiny, tiny_behaviors, tiny_context
 from robench.types import GAP, Forecast, Lengths, user
 
-CPU = Setup("cpu", "float32", max_new_tokens=24, samples=0, chunk=32)
+CPU = Setup("cpu", "float32", max_new_tokens=24, samples=0)
 SHORT = [
     "gcg.steps=3", "gcg.width=16", "gcg.topk=8", "autodan.steps=2", "autodan.population=4",
     "autodan_initial.population=4", "soft_prompt.steps=6", "scav_prompt.steps=2",
