@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["smollm2", "smollm2:geography"])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--n", type=int, help="of each set the first ones, by default all")
     parser.add_argument("--show", action="store_true", help="every reply")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.models:
         model = load_model(find_model(name), max_new_tokens=TOKENS, dtype=args.dtype)
-        for title, behaviors in SETS.items():
+        for title, behaviors in ((title, asked[: args.n]) for title, asked in SETS.items()):
             replies = model.generate([Prompt(user(b.request)) for b in behaviors])
             print(f"{name}, {title}: {_counts(behaviors, replies)}", flush=True)
             if args.show:
