@@ -51,10 +51,11 @@ class AutoDAN:
     patience: int = 0  # steps without progress after which a search ends; 0 = never
     every: int = 10  # steps between recorded attempts
     lowercase: bool = False  # the request; Differs: only the official code alters it
-    # file of prototypes, as the authors' prompt_group, in JSON; "" = the organism's, for it alone
+    # file of prototypes, as the authors' prompt_group, in JSON; "plain" = ours, for requests in
+    # English, "" = the organism's, for it alone
     pool: str = ""
     mutator: str = ""  # a chat model that rewrites members; "" = draw from the reservoir
-    # folder of WordNet's files, or file with a group of synonyms per line; "" as for the pool
+    # folder of WordNet's files, or file with a group of synonyms per line; "plain", "" as for pool
     synonyms: str = ""
 
     presets: ClassVar[dict[str, dict[str, object]]] = {

@@ -24,6 +24,7 @@ from . import wordnet
 
 PLACEHOLDER = "[REQUEST]"
 OFFICIAL_PLACEHOLDER = "[REPLACE]"
+PLAIN = "plain"  # our own pool and synonyms for requests in English, which ship under that name
 OFFICIAL_MARKS = ("[MODEL]", "[KEEPER]")  # names that the official code puts into older pools
 MAX_REPLACED = 5  # words of a paragraph that one rewording replaces (official code)
 
@@ -374,7 +375,8 @@ def unsuited(settings: Settings, behaviors: Sequence[Behavior], name: str) -> st
     if settings.cycle > 1 and not settings.synonyms and not _of_the_organism(behaviors):
         return (
             "has no synonyms but the built-in model's: give the folder of WordNet's files that "
-            f"nltk.download('wordnet') fills, with --set {name}.synonyms=FOLDER"
+            f"nltk.download('wordnet') fills, with --set {name}.synonyms=FOLDER, or with "
+            f"{name}.synonyms={PLAIN} our own, a weaker attack than the published one"
         )
     return ""
 
@@ -386,7 +388,8 @@ def unsuited_pool(pool: str, behaviors: Sequence[Behavior], name: str) -> str:
     return (
         "has no prompts but the built-in model's: give the authors' assets/prompt_group.pth of "
         "github.com/SheltonLiu-N/AutoDAN as JSON, or a file of your own, with "
-        f"--set {name}.pool=FILE"
+        f"--set {name}.pool=FILE, or with {name}.pool={PLAIN} our own, a weaker attack than the "
+        "published one"
     )
 
 
@@ -404,12 +407,19 @@ def files(settings: Settings) -> tuple[Path, ...]:
 
 def pool_file(path: str) -> Path:
     """The file that a field `pool` names."""
-    return Path(path).expanduser() if path else Path(__file__).parent / "pool.json"
+    return _data_file(path, "pool", ".json")
 
 
 def synonyms_file(path: str) -> Path:
     """The file or folder that a field `synonyms` names."""
-    return Path(path).expanduser() if path else Path(__file__).parent / "synonyms.txt"
+    return _data_file(path, "synonyms", ".txt")
+
+
+def _data_file(path: str, stem: str, ending: str) -> Path:
+    """The organism's file for "", the one in plain English for `plain`, else the user's."""
+    if path in ("", PLAIN):
+        return Path(__file__).parent / f"{stem}{path and '_' + path}{ending}"
+    return Path(path).expanduser()
 
 
 def read_pool(path: str, size: int) -> Pool:

@@ -41,6 +41,26 @@ def test_generate_finds_the_same_replies(bench):
     assert "torch" in page and "ratio to one at a time: " in page
 
 
+def test_a_real_model_is_timed_with_any_model_in_its_place(bench):
+    page = bench("smollm2", "--model", "organism", "--widths", "8", "--behaviors", "1")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == [
+        "| convert", "| load", "| replies, batch 1", "| replies, batch 8", "| gcg, width 8",
+        "| soft_prompt",
+    ]  # fmt: skip
+    assert "Peak memory" in page
+
+
+def test_answers_are_counted_per_set(bench, capsys, monkeypatch, tmp_path):
+    (tmp_path / "RESULTS.md").touch()
+    bench("answers", "organism", "--n", "2", "--dtype", "float32")
+    harmful, harmless, everyday = capsys.readouterr().out.splitlines()
+    assert harmful.startswith("organism, forbidden_geography, harmful: ")
+    assert harmful.endswith(" of 2 refused, 0 answered right")
+    assert harmless.startswith("organism, forbidden_geography, harmless: ")
+    assert everyday.startswith("organism, harmless.csv: ") and "right" not in everyday
+
+
 def test_soft_prompts_of_a_batch_are_those_of_one(bench):
     small = ("--behaviors", "2", "--alone", "1", "--steps", "2", "--rounds", "1")
     page = bench("soft_prompt", *small)

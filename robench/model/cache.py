@@ -1,4 +1,7 @@
-"""The cache of models that robench converts itself: each folder is whole or missing."""
+"""The cache: models that robench converts itself, and replies that a plan asks for again.
+
+Each folder and each file of it is whole or missing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from robench import files
 from robench.errors import InputError
@@ -17,11 +21,34 @@ _TEXT_BYTES = 64 * 2**20  # room for the tokenizer and the settings
 
 
 def location() -> Path:
-    """Where converted models are kept."""
+    """The folder of the cache."""
     import platformdirs
 
     given = os.environ.get(VARIABLE)
     return Path(given).expanduser() if given else platformdirs.user_cache_path("robench", False)
+
+
+def remembered(name: str, kind: str, key: str, make: Callable[[], Any]) -> Any:
+    """A JSON value that is made once.
+
+    Args:
+        name: what error messages call it.
+        kind: the folder of the cache that such values are in.
+        key: a hash of all that the value depends on.
+        make: what gives it.
+
+    Raises:
+        InputError: the disk refuses; before anything is made where its folder cannot be.
+    """
+    file = location() / kind / f"{key}.json"
+    with _disk_errors(name, file.parent):
+        if file.is_file():
+            return files.read_json(file)
+        files.make_folder(file.parent)
+    value = make()
+    with _disk_errors(name, file.parent):
+        files.write_json(file, value)
+    return value
 
 
 def build_once(name: str, folder: Path, build: Callable[[Path], None]) -> None:
@@ -34,7 +61,7 @@ def build_once(name: str, folder: Path, build: Callable[[Path], None]) -> None:
         return
     work = folder.with_name(f"{folder.name}.work")
     advice = f"it converts {name}; give the command again when it is done"
-    with _disk_errors(name, folder.parent), locked(work, advice):
+    with _disk_errors(f"{name}: the converted model", folder.parent), locked(work, advice):
         if folder.is_dir():  # another process was faster
             return
         draft = work / "draft"
@@ -59,7 +86,7 @@ def require_room(name: str, parameters: int, place: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(name: str, place: Path) -> Iterator[None]:
+def _disk_errors(what: str, place: Path) -> Iterator[None]:
     """Report what a disk refuses in one line."""
     from safetensors import SafetensorError
 
@@ -68,8 +95,8 @@ def _disk_errors(name: str, place: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{name}: the converted model cannot be written under {place}: {reason}; make room, "
-            f"or set {VARIABLE} to another folder"
+            f"{what} cannot be kept under {place}: {reason}; make room, or set {VARIABLE} to "
+            "another folder"
         ) from error
 
 

@@ -78,7 +78,7 @@ def converted(name: str, file: Path, sha256: str = "") -> Path:
     """
     if not _begins_with_magic(file):
         raise InputError(f"{name} is not a GGUF file: it does not begin with {_MAGIC.decode()}")
-    if any(find_spec(package) is None for package in ("gguf", "platformdirs")):
+    if find_spec("gguf") is None:
         raise InputError(f"{name}: to read GGUF files, pip install 'robench[gguf]'")
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()

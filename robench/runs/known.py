@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
+from robench.config import digest
 from robench.errors import InputError
 from robench.judges.contains import Contains
 from robench.results.schema import Known
 from robench.runs.question import Question
 from robench.types import Behavior, Prompt, user
+
+if TYPE_CHECKING:
+    from robench.model.loading import ModelFiles
 
 TOKENS = 48  # of a reply: who knows an answer says it early
 
@@ -63,16 +69,39 @@ def _fact(behavior: Behavior) -> tuple[bool, str]:
 
 
 def _replies(question: Question, behaviors: Sequence[Behavior]) -> tuple[str, list[str]]:
+    """The name of the model, and its replies; those to the same question are kept in the cache."""
+    from robench.model import cache, loading
+
+    files = loading.find_model(str(question.texts.known))
+    requests = [b.request for b in behaviors]
+    key = digest([requests, TOKENS, _conditions(question, files), _versions()])
+    what = f"{files.name}: its replies for --known"
+    make = partial(_generated, question, files, requests)
+    return files.name, cache.remembered(what, "known", key, make)
+
+
+def _conditions(question: Question, files: ModelFiles) -> list[object]:
+    """What the replies depend on besides the requests."""
+    spec, replies = question.model, question.replies
+    template = files.template_with(replies.template_args)
+    return [files.weights, template, replies.system, spec.dtype, spec.device, spec.device_map]
+
+
+def _versions() -> list[str]:
+    return [version(package) for package in ("robench", "torch", "transformers")]
+
+
+def _generated(question: Question, files: ModelFiles, requests: Sequence[str]) -> list[str]:
     from robench.model import loading
 
     spec = question.model
-    files = loading.find_model(str(question.texts.known))
     model = loading.load_model(
         files,
         device=str(spec.device),
         dtype=str(spec.dtype),
         device_map=spec.device_map,
         system=question.replies.system,
+        template_args=question.replies.template_args,
         max_new_tokens=TOKENS,
     )
-    return files.name, model.generate([Prompt(user(b.request)) for b in behaviors])
+    return model.generate([Prompt(user(request)) for request in requests])

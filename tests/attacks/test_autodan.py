@@ -11,6 +11,7 @@ from robench.errors import Failure
 from robench.identity import source_digest
 from robench.methods.registry import load_class, resolve
 from robench.testing import tiny, tiny_behaviors, tiny_context
+from robench.texts import geography
 from robench.types import GAP, Behavior, Context, Prompt, user
 
 AutoDAN = load_class("attack", "autodan")
@@ -148,6 +149,18 @@ def test_the_pool_that_ships_is_for_the_organism_alone(name, tmp_path):
     synonyms = tmp_path / "synonyms.txt"
     synonyms.write_text("calm quiet")
     assert replace(with_pool, synonyms=str(synonyms)).accepts(theirs) == ""
+
+
+@pytest.mark.parametrize("name", ["autodan", "autodan_initial", "scav_prompt"])
+def test_a_pool_and_synonyms_in_plain_english_are_had_by_name(name):
+    fields = {"pool": "plain"} | ({} if name == "autodan_initial" else {"synonyms": "plain"})
+    attack = replace(load_class("attack", name)(), population=24, **fields)
+    assert attack.accepts(geography.behaviors("test", harmful=True)) == ""
+    assert all(file.is_file() and file.stem.endswith("_plain") for file in attack.files)
+    pool = SOURCE.read_pool("plain", 24)
+    assert len({*pool.population, *pool.reservoir}) == 36
+    words = set(" ".join(pool.population).lower().replace(".", "").split())
+    assert len(words & {*SOURCE.read_synonyms("plain")}) > 60  # they fit the pool
 
 
 def test_the_published_sizes():

@@ -330,7 +330,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
     with monkeypatch.context() as full:
         full.setattr(PreTrainedModel, "save_pretrained", save)
         code, _, err = call("run", "--model", file)
-    assert code == 2 and f"cannot be written under {place}" in err
+    assert code == 2 and f"the converted model cannot be kept under {place}" in err
     assert "No space left on device" in err
     assert not list(place.rglob("*.safetensors")) and left_over(place) == []
     assert load_model(find_model(str(file))).generate(PROMPTS)

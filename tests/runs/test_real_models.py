@@ -117,7 +117,7 @@ def test_the_organisms_own_pool_gives_no_number_elsewhere(folder, tmp_path, atta
         )
     )
     name, out = attack.partition(":")[0], tmp_path / "run"
-    message = rf"attack {attack} has no prompts but .*--set {name}\.pool=FILE, or leave it out"
+    message = rf"attack {attack} has no prompts but .*--set {name}\.pool=FILE, .*, or leave it out"
     for start in (planned.preview, planned.run):
         with pytest.raises(InputError, match=message):
             start(out)
