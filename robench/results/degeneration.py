@@ -21,8 +21,8 @@ from statistics import median
 #                apart, stay below it in pieces of any length from 50 characters on
 #                (tests/test_degeneration.py)
 #   nontext      the share of visible characters that are no letters, marks or digits
-#   perplexity   exp of the mean negative log-likelihood per token after the plain request, under
-#                the undefended model
+#   perplexity   exp of the mean negative log-likelihood per token after the plain request (and the
+#                beginning of a prefilled reply), under the undefended model
 LIMITS = {
     "dominant": 0.5,
     "repeated": 0.4,

@@ -110,7 +110,7 @@ class Answerer:
         replies = target.replies([attempt.prompt for attempt in attempts])
         scores = self._scores(behaviors, replies)
         samples = self._samples(attempts, target, cell, ctx)
-        surprise = self._surprise(behaviors, replies, target)
+        surprise = self._surprise(attempts, replies, target)
         keys, content = artifacts.packed_prompts([a.prompt for a in attempts], tensors)
         rows = [
             {
@@ -179,18 +179,19 @@ class Answerer:
         return samples
 
     def _surprise(
-        self, behaviors: Sequence[Behavior], replies: Sequence[Reply], target: ChatModel
+        self, attempts: Sequence[Attempt], replies: Sequence[Reply], target: ChatModel
     ) -> list[float | None]:
         """Nats per token of each answer after the plain request, under the undefended model.
 
-        Where the model thought first, after its thought, too, if both have one tokenizer.
+        Where the prompt begins the reply, after that beginning, too; where the model thought first,
+        after its thought, if both have one tokenizer.
         """
         same_weights = target.network is self.base.network
         undefended = target.undefended() if same_weights else self.base
         spoken = [i for i, reply in enumerate(replies) if reply.text.strip()]
         thoughtful = [i for i in spoken if same_weights and replies[i].ids]
         plain = [i for i in spoken if i not in thoughtful]
-        prompts = [Prompt(user(behavior.request)) for behavior in behaviors]
+        prompts = [_plain(attempt) for attempt in attempts]
         losses = undefended.nll([prompts[i] for i in plain], [replies[i].text for i in plain])
         surprise: list[float | None] = [None] * len(replies)
         for i, nll in zip(plain, losses.tolist(), strict=True):
@@ -201,6 +202,13 @@ class Answerer:
         for i, nll in zip(thoughtful, losses.tolist(), strict=True):
             surprise[i] = nll
         return surprise
+
+
+def _plain(attempt: Attempt) -> Prompt:
+    """The plain request, and what the attempt's prompt puts at the beginning of the reply."""
+    last = attempt.prompt.messages[-1]
+    begun = (last,) if last["role"] == "assistant" else ()
+    return Prompt((*user(attempt.behavior.request), *begun))
 
 
 def _described(attempt: Attempt, target: ChatModel) -> dict[str, Any]:
