@@ -211,7 +211,7 @@ def run(
     from robench.runs.workers import Workers
 
     many = Workers.of(workers, gpus_per_worker, chunk_timeout)
-    planned = plan(question)
+    planned = plan(question, here=not (many and many.address))
     if dry_run:
         typer.echo(planned.preview(out, tflops))
         return 0

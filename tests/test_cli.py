@@ -35,7 +35,7 @@ def asked(monkeypatch, tmp_path):
                 raise asked.error
             return SimpleNamespace(holes=asked.holes, folder=tmp_path)
 
-    def plan(question):
+    def plan(question, here):
         asked.question = question
         return Planned()
 

@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,7 +80,7 @@ class Cell:
     seed: int
     header: Header
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Readable, safe as a folder name, and unique through the header's hash."""
         words = self.slug(f"{self.defense}__{self.attack}__{self.seed}")
@@ -266,17 +267,16 @@ class RunStore:
         self,
         cell: Cell,
         rows: Sequence[Row],
-        tensors: tuple[str, bytes] | None = None,
+        tensors: Mapping[str, bytes],
         memory: bytes | None = None,
     ) -> None:
         """Add all rows of some behaviors, after what they need is on the disk.
 
         Args:
-            tensors: the name and the content of the file that the rows cite, if they cite one.
+            tensors: the files that the rows cite, by name.
             memory: the file of what the attack fitted, if it is new.
         """
-        if tensors:
-            name, content = tensors
+        for name, content in tensors.items():
             files.write_bytes(self.path(cell) / "tensors" / name, content)
         if memory is not None:
             files.write_bytes(self.path(cell) / "memo.safetensors", memory)

@@ -5,18 +5,21 @@ import torch
 from robench.errors import InputError
 
 
-def choose_device(wanted: str | None, device_map: str | None = None) -> str:
+def choose_device(wanted: str | None, device_map: str | None = None, here: bool = True) -> str:
     """The device that is asked for, by default a GPU if there is one.
 
     Args:
         wanted: a device, None for the default.
         device_map: which cannot be asked for besides a device.
+        here: whether it is this machine's; others are not looked at, and what is asked for counts.
 
     Raises:
         InputError: this machine has no such device, or both are asked for.
     """
     if wanted and device_map:
         raise InputError("give --device or --device-map, not both")
+    if not here and (wanted or device_map):
+        return wanted or "cuda"
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():

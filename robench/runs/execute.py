@@ -37,6 +37,7 @@ from robench.runs.tasks import (
     tensors_name,
     write_adapter,
 )
+from robench.runs.writer import Rows, Writer
 
 Forecasts = tuple[Mapping[str, float], Mapping[str, float]]
 AGAIN = 3  # times that a task is given to another worker after the loss of one
@@ -55,6 +56,7 @@ class _Open:
     done: set[str]
     memory: bytes | None = None
     shared: Any = None
+    unwritten: int = 0  # chunks on their way to the disk
     begun: bool = False
     failed: bool = False
 
@@ -96,6 +98,7 @@ class Execution:
 
     _cells: dict[str, _Open] = field(init=False)
     _schedule: Schedule = field(init=False)
+    _writer: Writer = field(init=False)
     _adapters: dict[int, Any] = field(default_factory=dict)
     _of_groups: dict[int, dict[str, Any]] = field(default_factory=dict)
     _out: set[Task] = field(default_factory=set)
@@ -106,19 +109,33 @@ class Execution:
         self._cells = {c.name: _Open(c, attack, self.store.done(c)) for c, attack in cells}
         starts = {name: opened.starts for name, opened in self._cells.items()}
         self._schedule = Schedule.of(self.groups, starts, *self.seconds, self.pool.count == 1)
+        self._writer = Writer(self.store, in_thread=self.pool.count > 1)
 
     def run(self) -> None:
         """Work on all cells; what is already stored is not done again."""
-        while not self._schedule.finished:
-            for slot in self.pool.idle():
-                task = self._schedule.next(slot.group)
-                if task is None:
-                    break
-                self._give(slot.worker, task)
-            self._note()
-            for task, result in self.pool.wait():
-                self._take(task, result)
+        with self._writer:
+            while not self._schedule.finished:
+                for slot in self.pool.idle():
+                    task = self._schedule.next(slot.group)
+                    if task is None:
+                        break
+                    self._give(slot.worker, task)
+                self._written()
+                self._note()
+                for task, result in self.pool.wait():
+                    self._take(task, result)
+        self._written()
         self._note(at_once=True)
+
+    def _written(self) -> None:
+        """End the cells whose last rows have reached the disk."""
+        for chunk in self._writer.written():
+            opened = self._cells[chunk.cell]
+            opened.unwritten -= 1
+            self.progress.chunk(opened.cell)
+            is_last = self._schedule.by_name[chunk.cell].finished and not opened.unwritten
+            if is_last and not opened.failed:
+                self.progress.end(opened.cell)
 
     def _note(self, at_once: bool = False) -> None:
         standing = self.pool.standing()
@@ -190,8 +207,6 @@ class Execution:
             return
         assert isinstance(result, Answered)
         self._store(opened, task, result)
-        if self._schedule.by_name[task.cell].finished and not opened.failed:
-            self.progress.end(opened.cell)
 
     def _store(self, opened: _Open, task: Chunk, answered: Answered) -> None:
         """Write the rows of those behaviors that have none yet, after what they need."""
@@ -201,9 +216,9 @@ class Execution:
             opened.memory, opened.shared = memory, self.pool.share(memory)
         tensors = (tensors_name(task.start), answered.tensors) if answered.tensors else None
         rows = [row for row in answered.rows if row["behavior"] not in opened.done]
-        self.store.record(opened.cell, rows, tensors, memory)
         opened.done.update(row["behavior"] for row in rows)
-        self.progress.chunk(opened.cell)
+        opened.unwritten += 1
+        self._writer.put(Rows(task, opened.cell, rows, tensors, memory))
 
     def _lost(self, task: Task, lost: Lost) -> None:
         """Have a task done again, or leave a hole where too many workers were lost over it."""

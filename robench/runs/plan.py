@@ -165,6 +165,8 @@ class Plan:
 
         spec = self.question.model
         assert spec.device and spec.dtype
+        if tflops is None and spec.device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError("there is no GPU here whose rate could be measured: give --tflops")
         rate = (
             expected(measured_rate(spec.device, spec.dtype), spec.device, hardware(spec.device))
             if tflops is None
@@ -334,15 +336,19 @@ class Plan:
         return f"{store.folder}: {total} cells, {total - waiting} done, {waiting} to do"
 
 
-def plan(question: Question) -> Plan:
+def plan(question: Question, here: bool = True) -> Plan:
     """Resolve and check all that a question names; no weights are loaded, but for `known`.
+
+    Args:
+        question: what is asked.
+        here: whether the model is to work on this machine; a head of a cluster may have no GPU.
 
     Raises:
         InputError: something asked for does not exist or does not fit.
     """
     if question.model.threads:
         torch.set_num_threads(question.model.threads)
-    matrix, question = question.chosen_matrix(), with_defaults(question)
+    matrix, question = question.chosen_matrix(), with_defaults(question, here)
     settings = _merged(assignments(matrix.settings), question.settings)
     tier = question.tier or "demo"
     attacks = resolve_all("attack", matrix.attacks, tier, settings)
@@ -391,12 +397,16 @@ def find_base(spec: ModelSpec) -> loading.ModelFiles:
     )
 
 
-def with_defaults(question: Question) -> Question:
-    """The question with what depends on the model and on this machine filled in."""
+def with_defaults(question: Question, here: bool = True) -> Question:
+    """The question with what depends on the model and on this machine filled in.
+
+    Args:
+        here: whether the model is to work on this machine.
+    """
     question = with_protocol(question)
     spec, replies = question.model, question.replies
     built_in = spec.id == loading.BUILT_IN
-    device = choose_device(spec.device, spec.device_map)
+    device = choose_device(spec.device, spec.device_map, here)
     length = replies.max_new_tokens or (64 if built_in else 512)
     return replace(
         question,

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from robench.errors import InputError
 from robench.runs.actor import Actor, Place
 from robench.runs.pool import Slot
@@ -174,12 +176,22 @@ class RayPool:
         self._log(member, value.log)
         member.read = value.read
         if isinstance(value.result, About):
-            member.about = value.result
+            self._is_ready(member, value.result)
         elif member.task is None:  # it could not be made ready
             raise value.result.error
         else:
             self._back.append((member.task, value.result))
             member.task = None
+
+    def _is_ready(self, member: _Member, about: About) -> None:
+        others = {m.about.device for m in self._members.values() if m.about}
+        if others and about.device not in others:
+            place = member.place.host if member.place else ""
+            tqdm.write(
+                f"warning: worker {member.number} on {place} has {about.device}, others have "
+                f"{', '.join(sorted(others))}: their rows may differ in the last digits"
+            )
+        member.about = about
 
     def _lose(self, member: _Member, why: str, hangs: bool = False) -> None:
         """Replace a worker."""

@@ -47,7 +47,7 @@ def run(
     """
     console.forgive()
     many = Workers.of(workers, gpus_per_worker, chunk_timeout)
-    planned = plan(Question.of(**options))
+    planned = plan(Question.of(**options), here=not (many and many.address))
     return planned.run(out, keep_going=keep_going, replace=replace, tflops=tflops, workers=many)
 
 

@@ -67,7 +67,9 @@ def setup_of(
         raise InputError(
             f"a method of this run cannot be sent to workers ({error}): run without --workers"
         ) from error
-    given = spec.threads or int(os.environ.get("OMP_NUM_THREADS", 0))
+    each = torch.get_num_threads()
+    if not (spec.threads or os.environ.get("OMP_NUM_THREADS")):  # else that is of each process
+        each = max(1, each // count)
     return WorkerSetup(
         job=packed,
         plugins=packed_plugins(methods),
@@ -77,7 +79,7 @@ def setup_of(
         template=files.template_with(job.asked["template_args"]),
         template_args=job.asked["template_args"],
         versions=versions,
-        threads=given or max(1, torch.get_num_threads() // count),
+        threads=each,
     )
 
 

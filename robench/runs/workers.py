@@ -92,27 +92,45 @@ class Workers:
         if ray.is_initialized():  # a notebook's
             yield self._room(device, ray.cluster_resources())
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         logging.getLogger("ray").setLevel(logging.ERROR)
         with fresh_folder() as folder:
+            room = self._begun(ray, device, str(folder))
+            try:
+                yield room
+            finally:
+                ray.shutdown()
+
+    def _begun(self, ray: Any, device: str, folder: str) -> Room:
+        """Start Ray here, with its files in a folder, or join a cluster.
+
+        Raises:
+            InputError: as of `connected`.
+        """
+        common = {"log_to_driver": False, "configure_logging": False}
+        if self.address:
+            check_answers(self.address)
+        else:
+            room = self._room(device, _of_this_machine())
+        try:
             if self.address:
-                check_answers(self.address)
-                ray.init(address=self.address, log_to_driver=False, configure_logging=False)
+                ray.init(address=self.address, **common)
+                room = self._room(device, ray.cluster_resources())
             else:
-                room = self._room(device, _of_this_machine())
                 ray.init(
                     address="local",
                     num_cpus=room.workers,
                     object_store_memory=STORE,
                     include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    _temp_dir=str(folder),
+                    _temp_dir=folder,
+                    **common,
                 )
-            try:
-                yield self._room(device, ray.cluster_resources()) if self.address else room
-            finally:
-                ray.shutdown()
+        except BaseException as error:
+            ray.shutdown()
+            if isinstance(error, InputError) or not isinstance(error, Exception):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"Ray cannot be started: {type(error).__name__}: {reason}") from error
+        return room
 
     def _room(self, device: str, resources: dict[str, float]) -> Room:
         """How many workers there are to be, on what there is.
@@ -146,6 +164,7 @@ def imported_ray() -> Any:
     Raises:
         InputError: it is not installed.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
