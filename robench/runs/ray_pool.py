@@ -82,6 +82,7 @@ class RayPool:
         self._setup = self._ray.put(setup)
         self._members: dict[int, _Member] = {}
         self._number = self._unready = 0
+        self._reason = ""  # of the last loss, in Ray's words
         self._back: list[tuple[Task, Result]] = []
 
     def __enter__(self) -> RayPool:
@@ -167,6 +168,7 @@ class RayPool:
         except errors.RayTaskError:
             raise
         except errors.RayError as error:
+            self._reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
             self._lose(member, f"the worker was lost ({type(error).__name__})")
             return
         if isinstance(value, Place):
@@ -204,8 +206,8 @@ class RayPool:
             self._unready += 1
             if self._unready > UNREADY * self.count:
                 raise InputError(
-                    f"workers are lost before they have the model in memory; see {self._logs}, and "
-                    "whether there is memory for as many"
+                    "workers are lost before they have the model in memory: is there memory for "
+                    f"as many, and is robench on every host? The last one: {self._reason}"
                 )
         self._add()
 
