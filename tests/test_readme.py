@@ -97,6 +97,8 @@ def test_every_option_that_a_page_speaks_of_exists():
 
 def test_every_field_that_a_page_sets_exists():
     for page in PAGES:
-        for name, field in set(re.findall(r"--set (\w+)\.(\w+)=", page)):
+        labelled = dict(re.findall(r" (\w+)=(\w+) ", page))  # NAME=METHOD after --defenses
+        for given, field in set(re.findall(r"--set (\w+)\.(\w+)=", page)):
+            name = labelled.get(given, given)
             kind = next(k for k in ("attack", "defense", "judge") if name in registry.names(k))
             assert field in {f.name for f in fields(registry.load_class(kind, name))}
