@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,15 +222,16 @@ class Execution:
 
     def _lost(self, task: Task, lost: Lost) -> None:
         """Have a task done again, or leave a hole where too many workers were lost over it."""
-        self._losses[task] += 1
-        given_up = self._losses[task] > AGAIN
+        same = replace(task, fits=True) if isinstance(task, Chunk) else task
+        self._losses[same] += 1
+        given_up = self._losses[same] > AGAIN
         if isinstance(task, Training):
             self._schedule.train_again(task)
         else:
             self._schedule.back(task)
         if not given_up:
             return
-        reason = f"{lost.reason}, {self._losses[task]} times"
+        reason = f"{lost.reason}, {self._losses[same]} times"
         failed = Failed(reason, Failure(reason), hole=True)
         if isinstance(task, Training):
             self._schedule.trained(task)

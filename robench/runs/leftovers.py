@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "robench-"
+_OLD = 600.0  # seconds: what a worker left that died just now, its driver still reads
 
 
 @contextmanager
@@ -23,11 +25,11 @@ def fresh_folder() -> Iterator[Path]:
 
 
 def new_folder() -> Path:
-    """A new folder, which tells whose it is; those of processes that are gone are removed."""
+    """A new folder, which tells whose it is; old ones of processes that are gone are removed."""
     parent = Path(tempfile.gettempdir())
     for folder in parent.glob(f"{_PREFIX}*-*"):
         owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdecimal() and not _is_alive(int(owner)):
+        if owner.isdecimal() and not _is_alive(int(owner)) and _is_old(folder):
             shutil.rmtree(folder, ignore_errors=True)  # of others: not permitted, and left
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
 
@@ -40,3 +42,10 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > _OLD
+    except OSError:  # it has gone meanwhile
+        return False

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +122,8 @@ class RayPool:
         return self._ray.put(memory)
 
     def share_adapter(self, folder: Path) -> Any:
-        return self._ray.put(read_adapter(folder))
+        adapter = read_adapter(folder)
+        return self._ray.put(adapter) if adapter else adapter  # what is nothing needs no store
 
     def standing(self) -> dict[str, int]:
         """How many workers are busy, idle, starting and lost."""
@@ -150,8 +151,8 @@ class RayPool:
         done, rest = self._ray.wait(refs, num_returns=1, timeout=PATIENCE)
         if rest and done:
             done = [*done, *self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]]
-        for ref in done:
-            self._received(pending[ref], ref)
+        for ref, value in zip(done, self._values(done), strict=True):
+            self._received(pending[ref], value)
         for member in list(self._members.values()):
             if self._hangs(member):
                 self._lose(member, f"a worker had it for more than {self._timeout:g} s", True)
@@ -161,15 +162,27 @@ class RayPool:
         late = time.monotonic() - member.since
         return self._timeout is not None and is_busy and late > self._timeout
 
-    def _received(self, member: _Member, ref: Any) -> None:
+    def _values(self, done: Sequence[Any]) -> list[Any]:
+        """What was answered; in the place of what a lost worker had, the error that tells of it."""
         errors = self._ray.exceptions
         try:
-            value = self._ray.get(ref)
+            return self._ray.get(done)  # all at once costs less
+        except errors.RayError:
+            return [self._value(ref) for ref in done]
+
+    def _value(self, ref: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(ref)
         except errors.RayTaskError:
             raise
         except errors.RayError as error:
-            self._reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-            self._lose(member, f"the worker was lost ({type(error).__name__})")
+            return error
+
+    def _received(self, member: _Member, value: Any) -> None:
+        if isinstance(value, Exception):
+            self._reason = str(value).strip().splitlines()[-1] if str(value).strip() else ""
+            self._lose(member, f"the worker was lost ({type(value).__name__})")
             return
         if isinstance(value, Place):
             member.place, member.pending = value, member.actor.start.remote(self._setup)

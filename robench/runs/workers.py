@@ -209,5 +209,6 @@ def check_answers(address: str) -> None:
     if done is None or done.returncode:
         raise InputError(
             f"--workers {address}: what answers there is no head of a Ray cluster that accepts "
-            "this process; its port is 6379 by default, and versions and tokens must be the same"
+            "this process: its port is 6379 by default, versions must be the same, and since Ray "
+            "2.60 a cluster may want RAY_AUTH_MODE=token and its ~/.ray/auth_token"
         )

@@ -28,3 +28,20 @@ def synthetic(synthetic_runs):
         return synthetic_runs.synthetic_groups(defenses, attacks, behaviors, chunk)
 
     return made
+
+
+@pytest.fixture
+def written_plugin(tmp_path, monkeypatch):
+    """`written_plugin(text)`: the file of a method in a folder of its own, with what it reads:
+    a module `beside` with WORDS, which can be imported here, and words.txt."""
+
+    def written(text: str) -> Path:
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        (folder / "plugin.py").write_text(text)
+        (folder / "beside.py").write_text("WORDS = 'please'\n")
+        (folder / "words.txt").write_text("now")
+        monkeypatch.syspath_prepend(folder)
+        return folder / "plugin.py"
+
+    return written

@@ -36,18 +36,13 @@ print(method.instance, *next(method.instance.run(None, [], None)), sources_of([m
 """
 
 
-def test_its_files_go_along_and_it_is_the_same_method(tmp_path, monkeypatch):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "plugin.py").write_text(PLUGIN)
-    (folder / "beside.py").write_text("WORDS = 'please'\n")
-    (folder / "words.txt").write_text("now")
-    monkeypatch.syspath_prepend(folder)
-    method = resolve("attack", f"{folder}/plugin.py:Mine", settings={"steps": 5})
+def test_its_files_go_along_and_it_is_the_same_method(written_plugin, tmp_path):
+    file = written_plugin(PLUGIN)
+    method = resolve("attack", f"{file}:Mine", settings={"steps": 5})
     (tmp_path / "packed").write_bytes(pickle.dumps(packed_plugins([method])))
     (tmp_path / "method").write_bytes(pickle.dumps(method))
     expected = f"Mine(steps=5) please now {sources_of([method])}\n"
     command = [sys.executable, "-c", ELSEWHERE, str(tmp_path)]
-    shutil.move(folder, tmp_path / "moved")
+    shutil.move(file.parent, tmp_path / "moved")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout == expected, done.stderr

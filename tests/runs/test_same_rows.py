@@ -63,15 +63,9 @@ def local_ray(synthetic_runs):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "plugin.py").write_text(PLUGIN)
-    (folder / "beside.py").write_text("WORDS = 'please'\n")
-    (folder / "words.txt").write_text("now")
-    monkeypatch.syspath_prepend(folder)
+def plugin(written_plugin, monkeypatch) -> Path:
     monkeypatch.setattr(chunks, "CHUNK", 2)
-    return folder / "plugin.py"
+    return written_plugin(PLUGIN)
 
 
 def contents(out: Path) -> dict[str, object]:
