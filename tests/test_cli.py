@@ -191,7 +191,7 @@ def test_every_option_of_a_question_is_one_of_the_command(call, asked):
     for option in OPTIONS.values():
         flag = option.field.metadata.get("flag", f"--{option.name.replace('_', '-')}")
         assert flag in told and flag in f"{WORDS} --set"
-    assert "extended, full, smoke or FILE.yaml" in told
+    assert "extended, full, real, smoke or FILE.yaml" in told
 
 
 def test_a_dry_run_prints_the_forecast(call, asked):

@@ -157,10 +157,10 @@ def test_a_pool_and_synonyms_in_plain_english_are_had_by_name(name):
     attack = replace(load_class("attack", name)(), population=24, **fields)
     assert attack.accepts(geography.behaviors("test", harmful=True)) == ""
     assert all(file.is_file() and file.stem.endswith("_plain") for file in attack.files)
-    pool = SOURCE.read_pool("plain", 24)
+    pool = SOURCE.genetic.read_pool("plain", 24)
     assert len({*pool.population, *pool.reservoir}) == 36
     words = set(" ".join(pool.population).lower().replace(".", "").split())
-    assert len(words & {*SOURCE.read_synonyms("plain")}) > 60  # they fit the pool
+    assert len(words & {*SOURCE.genetic.read_synonyms("plain")}) > 60  # they fit the pool
 
 
 def test_the_published_sizes():

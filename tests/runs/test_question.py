@@ -38,7 +38,9 @@ def test_every_field_is_an_option_with_help():
 
 def test_the_python_call_shows_every_option():
     parameters = inspect.signature(run).parameters
-    assert {*OPTIONS, "out", "keep_going", "replace", "tflops"} == set(parameters)
+    of_running = {"out", "keep_going", "replace", "tflops"}
+    of_workers = {"workers", "gpus_per_worker", "chunk_timeout"}
+    assert {*OPTIONS} | of_running | of_workers == set(parameters)
     assert parameters["max_new_tokens"].default is None
     with pytest.raises(InputError, match="there is no option 'atacks'; did you mean 'attacks'"):
         run(atacks=["gcg"])
