@@ -19,18 +19,20 @@ peer=${PEER:-.peer}
 big=$(mktemp -d)
 trap 'rm -rf "$big"' EXIT
 
+trained="circuit_breaker:paper crl:paper es2:paper"
 if [ "${SIZE:-gpu}" = toy ]; then
     on="--device cpu --dtype bfloat16" device=cpu large=toy small=toy slack=9
     gcg="--behaviors 2 --steps 1 --width 16 --topk 8 --rounds 1" width=8
     soft="--behaviors 2 --alone 1 --steps 1 --rounds 1" replies="--prompts 2 --max-new-tokens 2 --rounds 1"
-    train="--steps 1 --defenses refusal_tuning" matrix="--attacks direct --defenses none --n 2 --n-benign 1"
+    train="--steps 1 --defenses $trained" matrix="--attacks direct --defenses none --n 2 --n-benign 1"
     growth="--repeats 1 --vary blocks" marker="not gpu" tests=tests/test_pretended_device.py
 else
     on="--device cuda --dtype bfloat16" device=cuda large=8b small=1b slack=1
     gcg="--behaviors 2 --steps 6 --rounds 1" width=512
     soft="--behaviors 32 --alone 1 --steps 10 --rounds 1" replies="--prompts 64 --rounds 1"
-    train="--steps 2 --defenses circuit_breaker:paper crl:paper es2:paper" matrix="--matrix full"
-    growth="--repeats 1" marker=gpu tests=tests
+    train="--steps 2 --defenses $trained" matrix="--matrix full"
+    growth="--repeats 1" marker=gpu
+    tests="tests/model/test_shared_prefix.py tests/methods/test_devices.py"
 fi
 if [ -d "$peer" ]; then
     sides="--peer $peer"
@@ -52,7 +54,7 @@ step() {
 # shellcheck disable=SC2086
 {
     step 60 weights python -m benchmarks.models $large "$big/$large" --device $device
-    step 60 tests python -m pytest -q -m "$marker" -k "not phi3" $tests
+    step 60 tests python -m pytest -q -n 4 -m "$marker" -k "not phi3" $tests
     step 120 gcg_large python -m benchmarks.gcg --weights "$big/$large" $on $gcg --init "$twenty" $sides
     step 45 soft_prompt python -m benchmarks.soft_prompt --model "$big/$large" $on $soft
     step 100 training python -m benchmarks.training --model "$big/$large" $on $train

@@ -37,7 +37,8 @@ def main() -> None:
         try:
             once = seconds(model, replace(defense, steps=1))
             each = (seconds(model, replace(defense, steps=1 + args.steps)) - once) / args.steps
-            rows.append([name, defense.batch, each, f"{memory.peak(args.device) / 2**20:.0f}"])
+            told = each if each > 0 else "less than the noise"
+            rows.append([name, defense.batch, told, f"{memory.peak(args.device) / 2**20:.0f}"])
         except torch.cuda.OutOfMemoryError:
             rows.append([name, defense.batch, "out of memory", ""])
             torch.cuda.empty_cache()

@@ -64,17 +64,11 @@ class PretendedGPU(TorchFunctionMode):
 
 def _property(func: Any, args: tuple[Any, ...]) -> Any:
     """What a tensor says of its place; None if that is not what is asked."""
-    owner = getattr(func, "__self__", None)
-    if func.__name__ != "__get__":
+    if func.__name__ != "__get__" or not isinstance(args[0], OnGPU):
         return None
-    gpu = isinstance(args[0], OnGPU)
-    if owner is Tensor.device:
-        return GPU if gpu else None
-    if owner is Tensor.is_cuda:
-        return gpu
-    if owner is Tensor.is_cpu:
-        return not gpu if gpu else None
-    return None
+    asked = getattr(func, "__self__", None)
+    answers = ((Tensor.device, GPU), (Tensor.is_cuda, True), (Tensor.is_cpu, False))
+    return next((answer for place, answer in answers if place is asked), None)
 
 
 def _moved(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -101,7 +101,9 @@ def ready_worker(setup: WorkerSetup, scratch: Path) -> Worker:
     try:
         for plugin in setup.plugins:
             load_plugin(plugin, scratch)
-        job: Job = pickle.loads(setup.job)  # from the driver, by way of Ray
+        # No file is read: Ray, which pickles all that it sends, brings it from the driver. It is
+        # packed once more so that the modules of plug-ins are there before it is unpacked.
+        job: Job = pickle.loads(setup.job)
     except (InputError, ImportError, AttributeError) as error:
         raise InputError(f"{host}: {error}; install there what is installed here") from error
     _check_sources(job, setup.sources, host)
