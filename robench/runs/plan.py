@@ -217,6 +217,8 @@ class Plan:
         """
         if not keep_going:
             self.check_texts()
+        if workers:
+            workers.check()
         store = RunStore(Path(out) if out else self.default_folder)
         cells = [cell for group in self.groups for cell, _ in group.cells]
         order = {

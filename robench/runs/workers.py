@@ -78,6 +78,16 @@ class Workers:
             )
         return cls(count, address, gpus_per_worker or 1.0, chunk_timeout)
 
+    def check(self) -> None:
+        """That Ray is here, and a cluster where one is asked for: before anything is made.
+
+        Raises:
+            InputError: there is no Ray, or nobody answers.
+        """
+        imported_ray()
+        if self.address:
+            check_answers(self.address)
+
     @contextmanager
     def connected(self, device: str) -> Iterator[Room]:
         """Ray, started here or joined; what was started here ends with the block.
@@ -86,7 +96,7 @@ class Workers:
             device: on which the model works.
 
         Raises:
-            InputError: there is no Ray, nobody answers, or there is no room for the workers.
+            InputError: there is no Ray, it cannot be started, or there is no room for the workers.
         """
         ray = imported_ray()
         if ray.is_initialized():  # a notebook's
@@ -107,9 +117,7 @@ class Workers:
             InputError: as of `connected`.
         """
         common = {"log_to_driver": False, "configure_logging": False}
-        if self.address:
-            check_answers(self.address)
-        else:
+        if not self.address:
             room = self._room(device, _of_this_machine())
         try:
             if self.address:

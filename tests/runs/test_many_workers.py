@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import robench
 from robench.errors import InputError
 from robench.results.store import RunStore
 from robench.runs import workers
@@ -210,3 +211,11 @@ def test_a_running_cluster_is_found_by_its_variable(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert Workers.of("auto").address == Workers.of(2).address == "10.0.0.1:6379"
     assert Workers.of("10.0.0.2:6379").address == "10.0.0.2:6379"
+
+
+def test_nothing_is_made_where_no_cluster_answers(tmp_path):
+    with pytest.raises(InputError, match=r"--workers 127.0.0.1:1: nobody answers there"):
+        robench.run(
+            attacks=["direct"], defenses=["none"], n=2, out=tmp_path / "run", workers="127.0.0.1:1"
+        )
+    assert not (tmp_path / "run").exists()
