@@ -36,7 +36,7 @@ def main() -> None:
                 pool.wait()
             begun.extend((time.perf_counter(), time.process_time()))
 
-        work(Path(folder), groups, pool, ready)
+        work(Path(folder), groups, pool, args.seconds, ready)
         taken, worked = time.perf_counter() - begun[0], time.process_time() - begun[1]
     chunks = per_cell * CELLS
     slept = chunks * args.seconds / args.workers

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,16 +34,16 @@ class Sleeper(Actor):
     What it begins with: the groups, seconds per chunk and rows per behavior.
     """
 
-    def start(self, setup: tuple[list[Group], float, int]) -> Said:
+    def start(self, setup: tuple[list[Group], float, int]) -> list[Said]:
         groups, self._seconds, self._rows = setup
         self._headers = {cell.name: cell.header for group in groups for cell, _ in group.cells}
-        return self._said(lambda: About("cpu", 1, "none"))
+        return [self._said(lambda: About("cpu", 1, "none"))]
 
-    def train(self, task: Training, adapter: Adapter) -> Said:
-        return self._said(lambda: Trained({}))
+    def train(self, task: Training, adapter: Adapter) -> list[Said]:
+        return [self._said(lambda: Trained({}))]
 
-    def answer(self, task: Chunk, adapter: Adapter, memory: bytes | None) -> Said:
-        return self._said(lambda: self._slept(task))
+    def answer(self, tasks: Sequence[Chunk], adapter: Adapter, memory: bytes | None) -> list[Said]:
+        return [self._said(partial(self._slept, task)) for task in tasks]
 
     def _slept(self, task: Chunk) -> Answered:
         time.sleep(self._seconds)
@@ -104,10 +105,13 @@ def sleepers(
     return RayPool(room, setup, {}, folder / "logs", timeout, kind)
 
 
-def work(folder: Path, groups: list[Group], pool: Any, told: Any = None) -> None:
+def work(
+    folder: Path, groups: list[Group], pool: Any, seconds: float = 0.0, told: Any = None
+) -> None:
     """Do what is left of synthetic cells.
 
     Args:
+        seconds: forecast for a chunk.
         told: is called with the execution before it begins.
     """
     from robench.runs.execute import Execution
@@ -122,7 +126,13 @@ def work(folder: Path, groups: list[Group], pool: Any, told: Any = None) -> None
     with pool, Progress(left, {}) as progress:
         pool.about()
         journal = Journal(folder, left, {}, done)
-        run = Execution(store, left, ({}, {}), pool, progress, False, {}, journal)
+        chunks = {
+            cell.name: -(-len(cell.header["planned"]) // cell.header["chunk"])
+            for group in left
+            for cell, _ in group.cells
+        }
+        expected = {name: number * seconds for name, number in chunks.items()}
+        run = Execution(store, left, (expected, {}), pool, progress, False, {}, journal)
         if told:
             told(run)
         run.run()

@@ -10,7 +10,8 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,7 +52,7 @@ class Said(NamedTuple):
 
 
 class Actor:
-    """A worker behind Ray: one call at a time.
+    """A worker behind Ray: one call at a time, each of which gives what it says to each task.
 
     Args:
         environment: variables as the driver has them.
@@ -72,7 +73,7 @@ class Actor:
     def place(self) -> Place:
         return Place(socket.gethostname(), os.getpid(), str(self._log))
 
-    def start(self, setup: WorkerSetup) -> Said:
+    def start(self, setup: WorkerSetup) -> list[Said]:
         """Load what a run needs; Failed where this host cannot do it."""
 
         def load() -> About:
@@ -81,22 +82,22 @@ class Actor:
             self._worker = ready_worker(setup, self._scratch)
             return self._worker.about()
 
-        return self._said(load)
+        return [self._said(load)]
 
-    def train(self, task: Training, adapter: Adapter) -> Said:
+    def train(self, task: Training, adapter: Adapter) -> list[Said]:
         def train() -> Result:
             worker, cache = self._on(task.group, adapter)
             failure = worker.train(task, cache)
             return failure or Trained({} if adapter else read_adapter(cache))
 
-        return self._said(train)
+        return [self._said(train)]
 
-    def answer(self, task: Chunk, adapter: Adapter, memory: bytes | None) -> Said:
-        def answer() -> Result:
+    def answer(self, tasks: Sequence[Chunk], adapter: Adapter, memory: bytes | None) -> list[Said]:
+        def answer(task: Chunk) -> Result:
             worker, cache = self._on(task.group, adapter)
             return worker.answer(task, cache, memory)
 
-        return self._said(answer)
+        return [self._said(partial(answer, task)) for task in tasks]
 
     def _on(self, group: int, adapter: Adapter) -> tuple[Worker, Path]:
         """The worker, and the folder of a defense on this host."""

@@ -108,7 +108,7 @@ class Execution:
         cells = [pair for group in self.groups for pair in group.cells]
         self._cells = {c.name: _Open(c, attack, self.store.done(c)) for c, attack in cells}
         starts = {name: opened.starts for name, opened in self._cells.items()}
-        self._schedule = Schedule.of(self.groups, starts, *self.seconds, self.pool.count == 1)
+        self._schedule = Schedule.of(self.groups, starts, *self.seconds, self.pool.count)
         self._writer = Writer(self.store, in_thread=self.pool.count > 1)
 
     def run(self) -> None:
@@ -116,10 +116,10 @@ class Execution:
         with self._writer:
             while not self._schedule.finished:
                 for slot in self.pool.idle():
-                    task = self._schedule.next(slot.group)
-                    if task is None:
+                    tasks = self._schedule.next(slot.group)
+                    if not tasks:
                         break
-                    self._give(slot.worker, task)
+                    self._give(slot.worker, tasks)
                 self._written()
                 self._note()
                 for task, result in self.pool.wait():
@@ -148,19 +148,20 @@ class Execution:
         self.progress.workers(standing)
         self.journal.note(running, standing, at_once)
 
-    def _give(self, worker: int, task: Task) -> None:
-        """Hand a task to a worker, with what it needs besides."""
-        self._out.add(task)
+    def _give(self, worker: int, tasks: Sequence[Task]) -> None:
+        """Hand a training or chunks of one cell to a worker, with what they need besides."""
+        self._out.update(tasks)
+        task = tasks[0]
         if task.group not in self._adapters:
             self._adapters[task.group] = self.pool.share_adapter(self._folder(task.group))
         adapter = self._adapters[task.group]
         if isinstance(task, Training):
             self.progress.training(self.groups[task.group])
-            self.pool.submit(worker, task, adapter)
+            self.pool.submit(worker, tasks, adapter)
             return
         opened = self._cells[task.cell]
         self._begin(opened, self._of_groups[task.group])
-        self.pool.submit(worker, task, adapter, opened.shared)
+        self.pool.submit(worker, tasks, adapter, opened.shared)
 
     def _take(self, task: Task, result: Result) -> None:
         """Store what a worker brought; what comes twice counts once."""

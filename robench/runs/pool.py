@@ -46,11 +46,13 @@ class Pool(Protocol):
 
     def idle(self) -> list[Slot]: ...
 
-    def submit(self, worker: int, task: Task, adapter: Any = None, memory: Any = None) -> None:
-        """Give a task to an idle worker.
+    def submit(
+        self, worker: int, tasks: Sequence[Task], adapter: Any = None, memory: Any = None
+    ) -> None:
+        """Give a training, or chunks of one cell, to an idle worker.
 
         Args:
-            adapter, memory: of the task's group and cell, as they were shared.
+            adapter, memory: of the group and the cell, as they were shared.
         """
         ...
 
@@ -83,7 +85,7 @@ class InProcess:
     def __init__(self, worker: Worker, store: RunStore) -> None:
         self._worker, self._store = worker, store
         self._group: int | None = None
-        self._given: tuple[Task, bytes | None] | None = None
+        self._given: tuple[Sequence[Task], bytes | None] | None = None
 
     def __enter__(self) -> InProcess:
         return self
@@ -97,13 +99,15 @@ class InProcess:
     def idle(self) -> list[Slot]:
         return [] if self._given else [Slot(0, self._group)]
 
-    def submit(self, worker: int, task: Task, adapter: Any = None, memory: Any = None) -> None:
-        self._given = task, memory
+    def submit(
+        self, worker: int, tasks: Sequence[Task], adapter: Any = None, memory: Any = None
+    ) -> None:
+        self._given = tasks, memory
 
     def wait(self) -> list[tuple[Task, Result]]:
         assert self._given is not None
-        (task, memory), self._given = self._given, None
-        return [(task, self._done(task, memory))]
+        (tasks, memory), self._given = self._given, None
+        return [(task, self._done(task, memory)) for task in tasks]
 
     def _done(self, task: Task, memory: bytes | None) -> Result:
         group = self._worker.job.groups[task.group]

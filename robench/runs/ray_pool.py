@@ -35,7 +35,7 @@ class _Member:
     """A worker.
 
     pending: what it has been asked, in Ray's words; None: it is idle
-    task:    what it works on; None while it starts, or is idle
+    tasks:   what it works on; none while it starts, or is idle
     group:   the number of the group whose defense it has on
     since:   when it was asked
     read:    bytes of its log that have come
@@ -46,7 +46,7 @@ class _Member:
     pending: Any
     place: Place | None = None
     about: About | None = None
-    task: Task | None = None
+    tasks: Sequence[Task] = ()
     group: int | None = None
     since: float = 0.0
     read: int = 0
@@ -60,7 +60,7 @@ class RayPool:
         setup: what they begin with.
         environment: their variables.
         logs: the folder for what they print.
-        timeout: of a chunk, in seconds.
+        timeout: of a chunk, or of short ones that went together, in seconds.
         kind: the class of the actors.
     """
 
@@ -103,13 +103,15 @@ class RayPool:
         members = self._members.values()
         return [Slot(m.number, m.group) for m in members if m.pending is None]
 
-    def submit(self, worker: int, task: Task, adapter: Any = None, memory: Any = None) -> None:
-        member = self._members[worker]
-        if isinstance(task, Training):
-            member.pending = member.actor.train.remote(task, adapter)
+    def submit(
+        self, worker: int, tasks: Sequence[Task], adapter: Any = None, memory: Any = None
+    ) -> None:
+        member, first = self._members[worker], tasks[0]
+        if isinstance(first, Training):
+            member.pending = member.actor.train.remote(first, adapter)
         else:
-            member.pending = member.actor.answer.remote(task, adapter, memory)
-        member.task, member.group, member.since = task, task.group, time.monotonic()
+            member.pending = member.actor.answer.remote(tasks, adapter, memory)
+        member.tasks, member.group, member.since = tasks, first.group, time.monotonic()
 
     def wait(self) -> list[tuple[Task, Result]]:
         before = len(self.idle())
@@ -158,7 +160,7 @@ class RayPool:
                 self._lose(member, f"a worker had it for more than {self._timeout:g} s", True)
 
     def _hangs(self, member: _Member) -> bool:
-        is_busy = member.pending is not None and isinstance(member.task, Chunk)
+        is_busy = any(isinstance(task, Chunk) for task in member.tasks)
         late = time.monotonic() - member.since
         return self._timeout is not None and is_busy and late > self._timeout
 
@@ -188,15 +190,16 @@ class RayPool:
             member.place, member.pending = value, member.actor.start.remote(self._setup)
             return
         member.pending = None
-        self._log(member, value.log)
-        member.read = value.read
-        if isinstance(value.result, About):
-            self._is_ready(member, value.result)
-        elif member.task is None:  # it could not be made ready
-            raise value.result.error
+        results = [said.result for said in value]
+        self._log(member, "".join(said.log for said in value))
+        member.read = value[-1].read
+        if isinstance(results[0], About):
+            self._is_ready(member, results[0])
+        elif not member.tasks:  # it could not be made ready
+            raise results[0].error
         else:
-            self._back.append((member.task, value.result))
-            member.task = None
+            self._back += zip(member.tasks, results, strict=True)
+            member.tasks = ()
 
     def _is_ready(self, member: _Member, about: About) -> None:
         others = {m.about.device for m in self._members.values() if m.about}
@@ -213,8 +216,8 @@ class RayPool:
         self.lost += 1
         self._end(member, hangs)
         del self._members[member.number]
-        if member.task is not None:
-            self._back.append((member.task, Lost(why)))
+        if member.tasks:
+            self._back += [(task, Lost(why)) for task in member.tasks]
         elif member.about is None:
             self._unready += 1
             if self._unready > UNREADY * self.count:

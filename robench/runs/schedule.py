@@ -5,6 +5,7 @@ Nothing here touches the disk or a model.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Literal
 
 from robench.results.store import Cell
 from robench.runs.tasks import Chunk, Group, Task, Training
+
+AT_ONCE = 1.0  # seconds of work, by the forecast, up to which a worker is given several chunks
 
 
 @dataclass
@@ -24,6 +27,7 @@ class CellWork:
     fitting: the chunk that may fit what the cell fits once; None: none is under way
     fitted:  whether that is done, so that every chunk may go
     blocked: whether a chunk has asked for what is not fitted yet
+    lost:    whether a worker was lost over a chunk: then others do not go together with it
     """
 
     cell: Cell
@@ -34,6 +38,7 @@ class CellWork:
     fitting: int | None = None
     fitted: bool = False
     blocked: bool = False
+    lost: bool = False
 
     @property
     def finished(self) -> bool:
@@ -44,6 +49,23 @@ class CellWork:
         """Whether a chunk may go: one that fits, or others beside it unless they need it."""
         stopped = self.blocked and not self.fitted and self.fitting is not None
         return bool(self.waiting) and not stopped
+
+    @property
+    def at_once(self) -> int:
+        """How many chunks a worker may have at most."""
+        return max(1, int(AT_ONCE / self.seconds)) if self.seconds else 1
+
+    @property
+    def workers(self) -> int:
+        """About how many are at it."""
+        return math.ceil(self.given / self.at_once)
+
+    def some(self, seconds: float) -> list[Chunk]:
+        """The next chunks, of so many seconds; one where they are long or not sure to be done."""
+        number = 1
+        if self.fitted and not self.lost and self.seconds:
+            number = min(self.at_once, len(self.waiting), math.ceil(seconds / self.seconds))
+        return [self.take() for _ in range(number)]
 
     def take(self) -> Chunk:
         """The next chunk; the first one fits."""
@@ -81,7 +103,6 @@ class GroupWork:
     seconds: float
     cells: list[CellWork]
     state: Literal["waiting", "training", "trained"] = "waiting"
-    workers: int = 0  # that have its chunks
 
     @property
     def rest(self) -> float:
@@ -97,16 +118,16 @@ class GroupWork:
 class Schedule:
     """The tasks of a run, each given out once until it is handed back.
 
-    in_order: whether they come in the order of the plan, as one worker has them
+    workers: how many there are; a single one has the tasks one by one, in the order of the plan
     """
 
     groups: list[GroupWork]
-    in_order: bool
+    workers: int
     by_name: dict[str, CellWork] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_name = {work.cell.name: work for group in self.groups for work in group.cells}
-        if not self.in_order:
+        if self.workers > 1:
             for group in self.groups:
                 group.cells.sort(key=lambda work: -work.seconds)
 
@@ -117,7 +138,7 @@ class Schedule:
         starts: Mapping[str, Sequence[int]],
         seconds: Mapping[str, float],
         trainings: Mapping[str, float],
-        in_order: bool,
+        workers: int,
     ) -> Schedule:
         """Of the cells that are left to do.
 
@@ -140,14 +161,14 @@ class Schedule:
             )
             for number, group in enumerate(groups)
         ]
-        return cls(made, in_order)
+        return cls(made, workers)
 
     @property
     def finished(self) -> bool:
         return all(group.state == "trained" and _finished(group) for group in self.groups)
 
-    def next(self, worn: int | None) -> Task | None:
-        """What a worker does next, None where nothing can be done now.
+    def next(self, worn: int | None) -> Sequence[Task]:
+        """What a worker does next: a training, or chunks of one cell; none if all have to wait.
 
         Args:
             worn: the number of the group whose defense it has on.
@@ -157,26 +178,28 @@ class Schedule:
         if waiting:
             number = max(waiting, key=lambda n: self.groups[n].seconds)
             self.groups[number].state = "training"
-            return Training(number)
+            return [Training(number)]
         ready = [number for number in candidates if self.groups[number].ready]
         if not ready:
-            return None
+            return []
         number = worn if worn in ready else max(ready, key=self._share)
-        group = self.groups[number]
-        group.workers += 1
-        return next(work for work in group.cells if work.ready).take()
+        work = next(work for work in self.groups[number].cells if work.ready)
+        if self.workers == 1:
+            return [work.take()]
+        rest = sum(self.groups[number].rest for number in ready)
+        return work.some(rest / self.workers)
 
     def _candidates(self) -> Iterator[int]:
         for number, group in enumerate(self.groups):
             if group.state != "trained" or not _finished(group):
                 yield number
-                if self.in_order:
+                if self.workers == 1:
                     return
 
     def _share(self, number: int) -> float:
         """What is left for one more worker of a group."""
         group = self.groups[number]
-        return group.rest / (1 + group.workers)
+        return group.rest / (1 + sum(work.workers for work in group.cells))
 
     def trained(self, task: Training) -> None:
         self.groups[task.group].state = "trained"
@@ -185,18 +208,17 @@ class Schedule:
         self.groups[task.group].state = "waiting"
 
     def done(self, chunk: Chunk) -> None:
-        self.groups[chunk.group].workers -= 1
         self.by_name[chunk.cell].done(chunk)
 
     def back(self, chunk: Chunk, blocked: bool = False) -> None:
         """A chunk that was not done.
 
         Args:
-            blocked: whether it needs what its cell has not fitted yet.
+            blocked: whether it needs what its cell has not fitted yet; else its worker was lost.
         """
-        self.groups[chunk.group].workers -= 1
         work = self.by_name[chunk.cell]
         work.blocked |= blocked
+        work.lost |= not blocked
         work.back(chunk)
 
     def give_up(self, cell: str) -> None:

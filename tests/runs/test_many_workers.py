@@ -15,6 +15,7 @@ import robench
 from robench.errors import InputError
 from robench.results.store import RunStore
 from robench.runs import workers
+from robench.runs.ray_pool import RayPool
 from robench.runs.tasks import About, Answered, Chunk, Trained
 from robench.runs.workers import Workers, check_answers
 
@@ -42,14 +43,14 @@ def troubled(synthetic_runs):
 def run(local_ray, synthetic_runs, synthetic, troubled, tmp_path):
     """`run(trouble, times, ...)`: a run of workers one of which comes to grief; (store, pool)."""
 
-    def run(trouble: str, times: int, workers: int = 3, **more):
+    def run(trouble: str, times: int, workers=3, behaviors=6, expected=0.0, **more):
         marks = tmp_path / "marks"
         marks.mkdir(exist_ok=True)
-        groups, folder = synthetic(2, 2), tmp_path / "run"
+        groups, folder = synthetic(2, 2, behaviors), tmp_path / "run"
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         seconds = (0.01, str(marks), trouble, times)
         pool = synthetic_runs.sleepers(folder, groups, workers, seconds, kind=troubled, **more)
-        synthetic_runs.work(folder, groups, pool)
+        synthetic_runs.work(folder, groups, pool, expected)
         return RunStore(folder), groups, pool
 
     return run
@@ -80,6 +81,25 @@ def test_what_a_lost_worker_had_is_done_again_once(run, trouble, times, more):
     assert pool.lost == times
     logs = [path.read_text() for path in (store.folder / "logs").iterdir()]
     assert sum(text.count("something happens") for text in logs) == times
+
+
+@pytest.mark.parametrize(
+    ("trouble", "times", "more"), [("killed", 3, {}), ("hanging", 1, {"timeout": 2.0})]
+)
+def test_short_chunks_that_went_together_are_done_again_once(
+    run, monkeypatch, trouble, times, more
+):
+    sizes = []
+    submit = RayPool.submit
+
+    def counted(self, worker, tasks, *shared):
+        sizes.append(len(tasks))
+        submit(self, worker, tasks, *shared)
+
+    monkeypatch.setattr(RayPool, "submit", counted)
+    store, groups, pool = run(trouble, times, workers=2, behaviors=60, expected=0.1, **more)
+    assert rows_of(store, groups) == every_row(groups)
+    assert pool.lost == times and max(sizes) == 10
 
 
 def test_a_chunk_that_costs_four_workers_is_a_hole_with_the_reason(run):
@@ -121,8 +141,8 @@ class Twice:
 
         return [Slot(0, None)] if len(self._given) < 2 else []
 
-    def submit(self, worker, task, adapter=None, memory=None):
-        self._given.append(task)
+    def submit(self, worker, tasks, adapter=None, memory=None):
+        self._given += tasks
 
     def wait(self):
         given, self._given = self._given, []

@@ -10,7 +10,7 @@ import pytest
 import robench
 from robench.errors import InputError
 from robench.results.store import RunStore
-from robench.runs import chunks, worker_setup
+from robench.runs import chunks, plan, worker_setup
 from robench.runs.status import Status
 
 pytest.importorskip("ray")
@@ -122,10 +122,8 @@ def test_a_worker_that_is_not_as_the_driver_is_refused_by_name(
     what, plugin, local_ray, tmp_path, monkeypatch
 ):
     if what == "version":
-        versions = robench.runs.plan._versions()
-        monkeypatch.setattr(
-            robench.runs.plan, "_versions", lambda: {**versions, "transformers": "0.1"}
-        )
+        versions = plan._versions()
+        monkeypatch.setattr(plan, "_versions", lambda: {**versions, "transformers": "0.1"})
         told = r"worker on .*: transformers is .* there and 0.1 here"
     else:
         original = worker_setup.sources_of

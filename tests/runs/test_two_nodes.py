@@ -47,7 +47,7 @@ def test_a_node_that_goes_costs_only_its_chunk(cluster, synthetic_runs, syntheti
             pool.wait()
         threading.Thread(target=remove, daemon=True).start()
 
-    synthetic_runs.work(tmp_path, groups, pool, begin)
+    synthetic_runs.work(tmp_path, groups, pool, told=begin)
     assert gone and pool.lost >= 1
     store = RunStore(tmp_path)
     for group in groups:
