@@ -27,7 +27,7 @@ from robench.runs.tasks import About, Chunk, Lost, Result, Task, Training, read_
 from robench.runs.workers import Room, imported_ray
 
 PATIENCE = 1.0  # seconds between looks at the clock
-UNREADY = 3  # times as many workers as there are to be, that may be lost before they are ready
+UNREADY = 3  # times as many workers as there are to be, that may be lost before one is ready
 
 
 @dataclass
@@ -209,7 +209,7 @@ class RayPool:
                 f"warning: worker {member.number} on {place} has {about.device}, others have "
                 f"{', '.join(sorted(others))}: their rows may differ in the last digits"
             )
-        member.about = about
+        member.about, self._unready = about, 0
 
     def _lose(self, member: _Member, why: str, hangs: bool = False) -> None:
         """Replace a worker."""

@@ -1,4 +1,4 @@
-"""Workers that sleep, and one of which comes to grief over a chunk: sent to Ray by value."""
+"""Workers that sleep, and some of which come to grief: sent to Ray by value."""
 
 import os
 import signal
@@ -33,4 +33,25 @@ class Troubled(Sleeper):
                     time.sleep(600)
                 elif self._trouble == "bug":
                     raise KeyError("a bug")
+        return super()._slept(task)
+
+
+class ShortLived(Sleeper):
+    """One worker after another: x dies before it is ready, k over a chunk, any other never.
+
+    What it begins with: groups, (seconds, folder, lives) and rows.
+    """
+
+    def start(self, setup):
+        groups, (seconds, folder, lives), rows = setup
+        number = len(os.listdir(folder))
+        open(f"{folder}/{number}", "w").close()
+        self._life = lives[number]
+        if self._life == "x":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().start((groups, seconds, rows))
+
+    def _slept(self, task):
+        if self._life == "k":
+            os.kill(os.getpid(), signal.SIGKILL)
         return super()._slept(task)

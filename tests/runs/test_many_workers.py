@@ -29,18 +29,18 @@ def local_ray(synthetic_runs):
 
 
 @pytest.fixture(scope="module")
-def troubled(synthetic_runs):
+def lost_workers(synthetic_runs):
     sys.path.insert(0, str(Path(__file__).parent))
     try:
         module = importlib.import_module("lost_workers")
     finally:
         sys.path.pop(0)
     ray.cloudpickle.register_pickle_by_value(synthetic_runs)
-    return module.Troubled
+    return module
 
 
 @pytest.fixture
-def run(local_ray, synthetic_runs, synthetic, troubled, tmp_path):
+def run(local_ray, synthetic_runs, synthetic, lost_workers, tmp_path):
     """`run(trouble, times, ...)`: a run of workers one of which comes to grief; (store, pool)."""
 
     def run(trouble: str, times: int, workers=3, behaviors=6, expected=0.0, **more):
@@ -48,8 +48,8 @@ def run(local_ray, synthetic_runs, synthetic, troubled, tmp_path):
         marks.mkdir(exist_ok=True)
         groups, folder = synthetic(2, 2, behaviors), tmp_path / "run"
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        seconds = (0.01, str(marks), trouble, times)
-        pool = synthetic_runs.sleepers(folder, groups, workers, seconds, kind=troubled, **more)
+        seconds, kind = (0.01, str(marks), trouble, times), lost_workers.Troubled
+        pool = synthetic_runs.sleepers(folder, groups, workers, seconds, kind=kind, **more)
         synthetic_runs.work(folder, groups, pool, expected)
         return RunStore(folder), groups, pool
 
@@ -117,6 +117,33 @@ def test_a_chunk_that_costs_four_workers_is_a_hole_with_the_reason(run):
 def test_a_bug_in_a_worker_ends_the_run_with_its_traceback(run):
     with pytest.raises(RuntimeError, match=r"KeyError: 'a bug'"):
         run("bug", 1)
+
+
+@pytest.fixture
+def short_lived(local_ray, synthetic_runs, synthetic, lost_workers, tmp_path):
+    """`short_lived(lives)`: a run of one worker at a time; (store, groups)."""
+
+    def run(lives: str):
+        (tmp_path / "marks").mkdir()
+        (tmp_path / "run" / "cells").mkdir(parents=True)
+        groups, begun = synthetic(1, 1), (0.01, str(tmp_path / "marks"), lives)
+        pool = synthetic_runs.sleepers(
+            tmp_path / "run", groups, 1, begun, kind=lost_workers.ShortLived
+        )
+        synthetic_runs.work(tmp_path / "run", groups, pool)
+        return RunStore(tmp_path / "run"), groups
+
+    return run
+
+
+def test_workers_none_of_which_gets_ready_end_the_run(short_lived):
+    with pytest.raises(InputError, match="lost before they have the model in memory"):
+        short_lived("xxxx.")
+
+
+def test_one_that_gets_ready_shows_that_the_others_had_bad_luck(short_lived):
+    store, groups = short_lived("xxxkxxx.")
+    assert rows_of(store, groups) == every_row(groups)
 
 
 class Twice:
