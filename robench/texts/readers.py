@@ -171,7 +171,8 @@ def _lines(text: str, path: Path) -> Numbered:
 def _listed(rows: Any, path: Path) -> Numbered:
     if not isinstance(rows, list):
         raise InputError(
-            f"{path} must be a list of records, [{{...}}, {{...}}], or a record on each line"
+            f"{path} must be a list of records, [{{...}}, {{...}}]; with a record on each line its "
+            "name ends in .jsonl"
         )
     for number, row in enumerate(rows, 1):
         yield number, _record(row, f"{path}, row {number}")

@@ -85,7 +85,7 @@ def test_upper_case_endings_of_other_files(write, tmp_path):
         ("a.csv", "goal,Context String,context_string\na,b,c\n", "are read as one and hold two"),
         ("a.jsonl", '{"prompt": "a", "Prompt": "b"}', "row 1: the columns 'prompt' and 'Prompt'"),
         ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "row 1 gives 'prompt' two values"),
-        ("a.json", LINE, "must be a list of records, [{...}, {...}], or a record on each line"),
+        ("a.json", LINE, "[{...}, {...}]; with a record on each line its name ends in .jsonl"),
         ("a.json", '{"prompt": "a"}\n{"prompt": \n', "is not JSON"),
         ("a.csv", "prompt\n\u200b\u200d\ufeff\u2060\n", "row 1 has no text"),
         ("a.jsonl", '{"prompt": "\\u00ad\\u3164\\u2800\\t"}', "row 1 has no text"),
