@@ -28,7 +28,8 @@ def robench(*words: object) -> str:
 
 
 def test_three_kills_and_an_interruption_cost_nothing(soak, tmp_path):
-    robench(*soak.SMALL, "--out", tmp_path / "undisturbed")
+    asked = [*soak.SMALL, "--set", "dpo.steps=10"]
+    robench(*asked, "--out", tmp_path / "undisturbed")
     told = []
 
     def moment(run) -> bool:
@@ -44,7 +45,7 @@ def test_three_kills_and_an_interruption_cost_nothing(soak, tmp_path):
             time.sleep(0.05)
         return False
 
-    run = soak.Disturbed(tmp_path / "run", [*soak.SMALL, "--workers", "2"], moment)
+    run = soak.Disturbed(tmp_path / "run", [*asked, "--workers", "2"], moment)
     code = run.run(iter(["worker", "interrupt", "driver", "worker"]))
     log = (tmp_path / "run.log").read_text()
     assert code == 0, log
