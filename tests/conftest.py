@@ -1,6 +1,7 @@
 """Shared by all tests: one thread (tiny models are slower on many), data, LoRA, the organism."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,10 @@ from robench.training.applying import without_deprecations
 from robench.types import Attempt
 
 torch.set_num_threads(1)
+
+# A job in the background of a shell script ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -108,11 +108,18 @@ def rows(out: Path) -> dict[str, list[str]]:
 
 
 def leftover(mark: str, seconds: float) -> dict[int, str]:
-    """The processes that are still there after so many seconds."""
+    """The processes that are still there after so many seconds, but for agents.
+
+    The agents of an instance of Ray whose driver was killed end by themselves, minutes later.
+    """
+
+    def found() -> dict[int, str]:
+        return {n: line for n, line in processes(mark).items() if not line.endswith("Agent")}
+
     end = time.monotonic() + seconds
-    while (found := processes(mark)) and time.monotonic() < end:
+    while found() and time.monotonic() < end:
         time.sleep(0.5)
-    return found
+    return found()
 
 
 def main() -> None:
