@@ -12,6 +12,6 @@ python -m benchmarks.step_profile --shape 8b
 python -m benchmarks.matrix --device cuda
 
 `benchmarks/gpu.sh OUT` runs what matters of these in eleven minutes, each with its time limit,
-`benchmarks/gpu_smollm2.sh run OUT` the matrix `real` in ten more;
+`benchmarks/gpu_smollm2.sh run OUT` the matrix `real` in nine more;
 `python -m benchmarks.verdicts RUN RUN` counts what a CPU and a GPU judge otherwise.
 """

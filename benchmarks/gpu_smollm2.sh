@@ -4,8 +4,10 @@
 #
 #   benchmarks/gpu_smollm2.sh fetch       wheels in halves into .smollm2-1 and .smollm2-2, here
 #   benchmarks/gpu_smollm2.sh run OUT     join and install them there, and run the matrix `real` with
-#                                         100 requests and longer searches, in ten minutes at most;
+#                                         100 requests and longer searches, in nine minutes at most;
 #                                         what is done by then is in OUT (the same command resumes)
+#
+# DEVICE=cpu N=2 LIMIT=100 (seconds) try the second one without a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,7 +24,7 @@ fetch)
     mv "$work/half-2" .smollm2-2/half
     ;;
 run)
-    out=$2
+    out=${2:?a folder for the run}
     wheels=$(mktemp -d)
     trap 'rm -rf "$wheels"' EXIT
     cp .smollm2-1/gguf-*.whl "$wheels"

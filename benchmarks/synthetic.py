@@ -114,7 +114,7 @@ def work(
         seconds: forecast for a chunk.
         told: is called with the execution before it begins.
     """
-    from robench.runs.execute import Execution
+    from robench.runs.execute import Execution, chunks_left
 
     store = RunStore(folder)
     left = [
@@ -126,12 +126,8 @@ def work(
     with pool, Progress(left, {}) as progress:
         pool.about()
         journal = Journal(folder, left, {}, done)
-        chunks = {
-            cell.name: -(-len(cell.header["planned"]) // cell.header["chunk"])
-            for group in left
-            for cell, _ in group.cells
-        }
-        expected = {name: number * seconds for name, number in chunks.items()}
+        cells = [cell for group in left for cell, _ in group.cells]
+        expected = {cell.name: seconds * len(chunks_left(cell, set())) for cell in cells}
         run = Execution(store, left, (expected, {}), pool, progress, False, {}, journal)
         if told:
             told(run)
